@@ -1,0 +1,110 @@
+"""The nouns every room shares: problems, traces, rollouts, verdicts. Imports no torch.
+
+Dimension letters used in comments across the package:
+P problems, G rollouts a group, T packed tokens, V vocabulary, H heads, N SSM state, L layers, B batch slots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Difficulty = Literal["easy", "medium", "hard"]
+DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "medium", "hard")
+
+VerdictStatus = Literal["correct", "wrong", "undecided", "unverifiable_gold"]
+StopReason = Literal["stop", "length", "abort"]
+
+
+class InputError(ValueError):
+    """A user's mistake: shown as one line that names the file, line or key, never as a traceback."""
+
+
+def content_hash(text: str) -> str:
+    """First 16 hex digits of SHA-256: a problem's identity, equal on every machine and in every process."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with a gold answer that the verifier can judge."""
+
+    uid: str  # content_hash(question), unless the source brings its own
+    question: str
+    answer: str  # the gold, in LaTeX or plain notation, without \boxed{}
+    family: str = "unknown"  # "addition", "gsm8k", ...: the row of the accuracy table
+    difficulty: Difficulty | None = None
+    domain: str = "math"
+
+    @classmethod
+    def from_question(cls, question: str, answer: str, **rest: Any) -> Problem:
+        return cls(uid=content_hash(question), question=question, answer=answer, **rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One teacher's worked solution of one problem: what SFT learns from."""
+
+    problem: Problem
+    teacher: str
+    reasoning: str  # what stands between <think> and </think>
+    response: str  # what follows </think>; holds the answer in \boxed{}
+    weight: float = 1.0  # multiplies the loss of every token of the assistant's turn
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response. Logprobs are the sampler's own, at the sampling temperature, untruncated."""
+
+    problem_uid: str
+    sample_index: int  # 0..G-1 within the group
+    prompt_ids: list[int]
+    response_ids: list[int]  # ends with the stop token, unless cut by the limit
+    sampler_logprobs: list[float]  # one per response token
+    stop_reason: StopReason
+    policy_version: int
+    text: str  # the decoded response, special tokens kept but for the stop token
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the verifier says of one prediction: which stage decided, why, and how long it took."""
+
+    status: VerdictStatus
+    stage: str  # "string", "number", "structure", "sympy", ...
+    reason: str
+    seconds: float = 0.0
+
+    @property
+    def correct(self) -> bool:
+        return self.status == "correct"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """The G rollouts of one problem with their rewards: the unit in which GRPO assigns credit."""
+
+    problem: Problem
+    rollouts: list[Rollout]  # (G)
+    rewards: list[float]  # (G)
+    verdicts: list[Verdict] = field(default_factory=list)  # (G)
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether any advantage differs from zero: a group of equal rewards carries no gradient."""
+        return max(self.rewards) > min(self.rewards)
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """A dataclass as a JSON-ready row."""
+    return asdict(record)
+
+
+def problem_from_row(row: Mapping[str, Any]) -> Problem:
+    return Problem(**row)
+
+
+def trace_from_row(row: Mapping[str, Any]) -> Trace:
+    return Trace(**{**row, "problem": problem_from_row(row["problem"])})
