@@ -1,0 +1,256 @@
+"""The Falcon-H1 forward on one packed row: documents share a row and nothing else.
+
+Each layer runs attention and a Mamba2 mixer side by side on the same normed input, then a gated MLP:
+
+    u  = RMSNorm(h)
+    h += ssm_out * Mamba2(ssm_in * u) + attention_out * Attention(attention_in * u)
+    h += MLP(RMSNorm(h))
+
+(Falcon-H1 report, arXiv 2507.22448; the scalars are its muP forward multipliers.) The weights live in
+transformers' FalconH1ForCausalLM, untouched, so that checkpoints load and save as anybody's. The arithmetic is
+ours because transformers' own path lets documents of one row see each other, in the Mamba half without a word.
+
+Shapes: T tokens of the row, E hidden, H heads of width d, K KV heads, C convolution channels. Norms, rotations
+and the scan run in float32 at least, and never below the dtype of their inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import FalconH1ForCausalLM
+
+from falcon_h1r.data.packing import PackedBatch
+from falcon_h1r.model.ssd import ssd_scan
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where documents begin and end in a row, in the forms that the layers need."""
+
+    position_ids: Tensor  # (T)
+    seq_idx: Tensor  # (T)
+    buckets: list[tuple[int, int]]  # (documents, longest) of each bucket of similar lengths
+    slots: Tensor  # (T): where each token goes in the buckets' right-padded buffer
+    ends: Tensor | None  # (num_documents) last tokens, where their states are wanted
+
+    @classmethod
+    def from_batch(cls, batch: PackedBatch, with_states: bool = False) -> Row:
+        """Group documents by powers of two of their length: right-padding wastes less than half a bucket."""
+        by_size: dict[int, list[int]] = {}
+        for document, length in enumerate(batch.lengths):
+            by_size.setdefault((length - 1).bit_length(), []).append(document)
+        buckets, first_slot, offset = [], [0] * len(batch.lengths), 0
+        for _, documents in sorted(by_size.items()):
+            longest = max(batch.lengths[document] for document in documents)
+            for rank, document in enumerate(documents):
+                first_slot[document] = offset + rank * longest
+            buckets.append((len(documents), longest))
+            offset += len(documents) * longest
+        slots = torch.tensor(first_slot, device=batch.seq_idx.device)[batch.seq_idx] + batch.position_ids
+        ends = batch.document_ends if with_states else None
+        return cls(batch.position_ids, batch.seq_idx, buckets, slots, ends)
+
+
+@dataclass(slots=True)
+class LayerStates:
+    """What decoding continues from, taken at each document's end."""
+
+    keys: Tensor  # (T, K, d), after rotation
+    values: Tensor  # (T, K, d)
+    conv: Tensor  # (num_documents, C, kernel - 1): the last inputs of the convolution, oldest first
+    ssm: Tensor  # (num_documents, H, P, N)
+
+
+def packed_hidden_states(model: FalconH1ForCausalLM, batch: PackedBatch) -> Tensor:
+    """Final hidden states of a packed row, after the last norm: (T, E)."""
+    return _forward(model, batch, with_states=False)[0]
+
+
+def packed_prefill(model: FalconH1ForCausalLM, batch: PackedBatch) -> tuple[Tensor, list[LayerStates]]:
+    """Hidden states (T, E) and, for every layer, the states at each document's end."""
+    return _forward(model, batch, with_states=True)
+
+
+def _forward(model: FalconH1ForCausalLM, batch: PackedBatch, with_states: bool) -> tuple[Tensor, list[LayerStates]]:
+    row = Row.from_batch(batch, with_states)
+    rotation = rotary_angles(model, batch.position_ids)
+    hidden = model.model.embed_tokens(batch.input_ids) * model.model.embedding_multiplier  # (T, E)
+    states: list[LayerStates] = []
+    for layer in model.model.layers:
+        hidden = hybrid_layer(layer, hidden, row, rotation, states)
+    return rms_norm(hidden, model.model.final_layernorm), states
+
+
+def hybrid_layer(
+    layer: nn.Module, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor], states: list[LayerStates]
+) -> Tensor:
+    """One layer on a packed row: (T, E) -> (T, E). Appends to `states` where the row asks for them."""
+    normed = rms_norm(hidden, layer.input_layernorm)
+    attention, keys, values = packed_attention(
+        layer.self_attn, normed * layer.attention_in_multiplier, row, rotation
+    )
+    mixed, conv, ssm = packed_mixer(layer.mamba, normed, row)
+    hidden = hidden + mixed * layer.ssm_out_multiplier + attention * layer.attn_out_multiplier
+    if conv is not None and ssm is not None:
+        states.append(LayerStates(keys, values, conv, ssm))
+    return hidden + layer.feed_forward(rms_norm(hidden, layer.pre_ff_layernorm))
+
+
+# -----------------------------------------------------------------------------
+# Norms and rotations
+
+
+def rms_norm(hidden: Tensor, norm: nn.Module) -> Tensor:
+    """transformers' RMSNorm without its cast to float32 when the input is float64."""
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * normed.to(hidden.dtype)
+
+
+def gated_norm(mixer: nn.Module, outputs: Tensor, gate: Tensor) -> Tensor:
+    """The mixer's gate, and its RMSNorm over each group's channels where the checkpoint has one: (..., C)."""
+    gate = F.silu(gate.to(outputs.dtype))
+    if not mixer.mamba_rms_norm:
+        return outputs * gate
+    norm = mixer.norm
+    if not norm.norm_before_gate:
+        outputs = outputs * gate
+    grouped = outputs.unflatten(-1, (norm.n_groups, -1))
+    grouped = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    outputs = norm.weight * grouped.flatten(-2)
+    return outputs * gate if norm.norm_before_gate else outputs
+
+
+def rotary_angles(model: FalconH1ForCausalLM, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles: two of (T, 1, d), in the model's dtype but not below float32."""
+    inv_freq = model.model.rotary_emb.inv_freq
+    wide = torch.promote_types(model.dtype, torch.float32)
+    angles = position_ids[:, None].to(wide) * inv_freq.to(wide)
+    angles = torch.cat([angles, angles], dim=-1)[:, None, :]
+    scaling = model.model.rotary_emb.attention_scaling
+    return angles.cos() * scaling, angles.sin() * scaling
+
+
+def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding of (T, H, d)."""
+    cos, sin = rotation
+    first, second = heads.chunk(2, dim=-1)
+    return (heads * cos + torch.cat([-second, first], dim=-1) * sin).to(heads.dtype)
+
+
+# -----------------------------------------------------------------------------
+# Attention
+
+
+def project_heads(
+    attention: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (T, H, d), keys and values (T, K, d); queries and keys rotated."""
+    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    key = (attention.k_proj(hidden) * attention.key_multiplier).unflatten(-1, (-1, attention.head_dim))
+    value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    return rotate(query, rotation), rotate(key, rotation), value
+
+
+def packed_attention(
+    attention: nn.Module, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal attention within each document: outputs (T, E), keys and values (T, K, d).
+
+    Documents of a bucket stand under each other, padded on the right. A causal query never looks right, so real
+    tokens see no padding and no mask of T x T is ever made; the pads' outputs are dropped.
+    """
+    query, key, value = project_heads(attention, hidden, rotation)
+    outputs = []
+    buckets = zip(*(_by_bucket(tensor, row) for tensor in (query, key, value)), strict=True)
+    for bucket_query, bucket_key, bucket_value in buckets:
+        bucket_outputs = F.scaled_dot_product_attention(
+            bucket_query, bucket_key, bucket_value, is_causal=True, scale=attention.scaling, enable_gqa=True
+        )
+        outputs.append(bucket_outputs.transpose(1, 2).flatten(0, 1))  # (documents * longest, H, d)
+    gathered = torch.cat(outputs).index_select(0, row.slots)
+    return attention.o_proj(gathered.flatten(1)), key, value
+
+
+def _by_bucket(tensor: Tensor, row: Row) -> list[Tensor]:
+    """(T, H, d) -> for each bucket (documents, H, longest, d)."""
+    sizes = [documents * longest for documents, longest in row.buckets]
+    buffer = tensor.new_zeros(sum(sizes), *tensor.shape[1:]).index_copy(0, row.slots, tensor)
+    return [
+        part.unflatten(0, bucket).transpose(1, 2) for part, bucket in zip(buffer.split(sizes), row.buckets, strict=True)
+    ]
+
+
+# -----------------------------------------------------------------------------
+# Mamba2 mixer
+
+
+def project_mixer(mixer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gate (..., C_inner), the convolution's input (..., C) and dt before its bias (..., H)."""
+    projected = mixer.in_proj(hidden * mixer.ssm_in_multiplier) * mixer.mup_vector.flatten().to(hidden.dtype)
+    return projected.split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
+
+
+def split_conv(mixer: nn.Module, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution's output as x (..., H, P), B and C (..., G, N)."""
+    group_states = mixer.n_groups * mixer.ssm_state_size
+    x, B, C = convolved.split([mixer.intermediate_size, group_states, group_states], dim=-1)
+    return (
+        x.unflatten(-1, (mixer.num_heads, mixer.head_dim)),
+        B.unflatten(-1, (mixer.n_groups, -1)),
+        C.unflatten(-1, (mixer.n_groups, -1)),
+    )
+
+
+def step_sizes(mixer: nn.Module, dt: Tensor) -> Tensor:
+    """softplus(dt + bias) within the configured limits: (..., H), float32 at least."""
+    wide = torch.promote_types(dt.dtype, torch.float32)
+    return F.softplus(dt.to(wide) + mixer.dt_bias.to(wide)).clamp(*mixer.time_step_limit)
+
+
+def decay_rates(mixer: nn.Module) -> Tensor:
+    """A = -exp(A_log): (H), float32 at least."""
+    return -torch.exp(mixer.A_log.to(torch.promote_types(mixer.A_log.dtype, torch.float32)))
+
+
+def packed_mixer(mixer: nn.Module, hidden: Tensor, row: Row) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The Mamba2 mixer on a packed row: outputs (T, E) and, if asked, convolution and SSM states by document."""
+    gate, conv_input, dt = project_mixer(mixer, hidden)
+    convolved = F.silu(packed_conv(conv_input, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, row.position_ids))
+    x, B, C = split_conv(mixer, convolved)
+    outputs, ssm = ssd_scan(
+        x, step_sizes(mixer, dt), decay_rates(mixer), B, C, mixer.D, row.seq_idx, state_positions=row.ends
+    )
+    mixed = mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate).to(hidden.dtype))
+    conv = None if row.ends is None else _conv_tails(conv_input, row, mixer.conv_kernel_size - 1)
+    return mixed, conv, ssm
+
+
+def packed_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None, position_ids: Tensor) -> Tensor:
+    """Causal depthwise convolution that stops at document borders: (T, C), weight (C, kernel) -> (T, C).
+
+    Tap k reaches k tokens back, which is in the same document exactly where the position is at least k.
+    """
+    kernel = weight.shape[1]
+    outputs = inputs * weight[:, -1]
+    if bias is not None:
+        outputs = outputs + bias
+    for back in range(1, min(kernel, len(inputs))):
+        earlier = F.pad(inputs[:-back], (0, 0, back, 0))
+        reach = (position_ids >= back).to(inputs.dtype)[:, None]
+        outputs = outputs + earlier * (weight[:, -1 - back] * reach)
+    return outputs
+
+
+def _conv_tails(conv_input: Tensor, row: Row, width: int) -> Tensor:
+    """The last `width` inputs of each document, zeros before its start: (num_documents, C, width)."""
+    assert row.ends is not None
+    back = torch.arange(width - 1, -1, -1, device=conv_input.device)
+    index = row.ends[:, None] - back  # (documents, width)
+    inside = row.position_ids[row.ends][:, None] >= back
+    tails = conv_input[index.clamp(min=0)] * inside[..., None].to(conv_input.dtype)
+    return tails.transpose(1, 2)
