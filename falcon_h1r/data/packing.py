@@ -8,10 +8,12 @@ any sharding over ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+RL_FIELDS = ("advantages", "sampler_logprobs", "old_policy_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,15 @@ class PackedBatch:
     @property
     def num_tokens(self) -> int:
         return len(self.input_ids)
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same row on another device."""
+        tensors = {
+            name: value.to(device)
+            for name in ("input_ids", "position_ids", "seq_idx", "loss_weights", *RL_FIELDS)
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **tensors)
 
     @property
     def document_ends(self) -> Tensor:
