@@ -95,6 +95,17 @@ def completion_text(trace: Trace) -> str:
     return f"{THINK_START}{trace.reasoning}{THINK_END}{trace.response}{TURN_END}"
 
 
+def conversation_texts(traces: Sequence[Trace], system_prompt: str) -> list[str]:
+    """What a tokenizer of our own is trained on: roles, system prompt, questions and solutions."""
+    questions = question_texts([trace.problem for trace in traces], system_prompt)
+    return [text + completion_text(trace) for trace, text in zip(traces, questions, strict=True)]
+
+
+def question_texts(problems: Sequence[Problem], system_prompt: str) -> list[str]:
+    """The same where there are only problems."""
+    return [f"system\n{system_prompt}\nuser\n{problem.question}\nassistant\n" for problem in problems]
+
+
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], system_prompt: str
 ) -> list[list[int]]:

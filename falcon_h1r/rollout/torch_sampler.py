@@ -88,7 +88,7 @@ class TorchSampler:
         running: _RunningBatch | None = None
         while waiting or running is not None:
             free = self.max_slots - (len(running.owners) if running is not None else 0)
-            if waiting and (running is None or free >= self.max_slots // 2):
+            if waiting and free > 0 and (running is None or 2 * free >= self.max_slots):
                 owners = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 admitted = self._admit(owners, prompts, settings, cache_tokens)
                 running = admitted if running is None else running.joined(admitted)
@@ -98,6 +98,7 @@ class TorchSampler:
             if running is not None:
                 newest = running.tokens.gather(1, running.counts[:, None] - 1).squeeze(1)
                 running.logits = decode_step(self.model, running.state, newest)
+                running.state.lengths -= running.stopped.long()  # done, but not yet retired: it stays where it is
         return [finished[owner] for owner in sorted(finished)]
 
     def _admit(

@@ -1,0 +1,81 @@
+# Each target sets itself up: the virtual environment is made, and filled from the tested pins, on first use
+# and again whenever pyproject.toml or constraints.txt change.
+#
+#   make quickstart                          curate -> SFT -> GRPO -> evaluate on a tiny model
+#   make quickstart ARGS="seed=1"            the same, with Hydra overrides
+#   make test                                the fast tests        (make test WORKERS=0: in one process)
+#   make check                               lint, format, types, fast tests
+
+VENV ?= .venv
+EXPERIMENT ?= quickstart
+ARGS ?=
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint check format constraints-check
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# --- set-up ---------------------------------------------------------------------------------------------
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; break; fi; done)
+
+# Named after the content of the two files, so that neither a checkout nor a copy makes it stale.
+INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+setup: $(INSTALLED)
+
+$(INSTALLED):
+	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV) (once; a few minutes)"
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -qq --constraint constraints.txt pip setuptools wheel
+	@$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable ".[dev]"
+	@rm -f $(VENV)/.installed-* && touch $@
+
+# --- the main job ---------------------------------------------------------------------------------------
+
+quickstart: $(INSTALLED)
+	$(VENV)/bin/python recipes/pipeline.py experiment=$(EXPERIMENT) $(ARGS)
+
+# --- tests ----------------------------------------------------------------------------------------------
+
+# Two torch threads on a small model are slower than one, and the tests start processes of their own.
+test test-slow check: export OMP_NUM_THREADS = 1
+test test-slow check: export HF_HUB_OFFLINE = 1
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy falcon_h1r
+
+check: lint test
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# --- pins -----------------------------------------------------------------------------------------------
+
+# Resolves every constraints file from nothing, downloading metadata only, and installs nothing. Building the
+# metadata of mamba-ssm and causal-conv1d imports torch, hence no isolation; nothing of theirs is compiled.
+DRY_RUN := $(VENV)/bin/python -m pip install --dry-run -qq --ignore-installed
+
+constraints-check: export MAMBA_SKIP_CUDA_BUILD = TRUE
+constraints-check: export CAUSAL_CONV1D_SKIP_CUDA_BUILD = TRUE
+constraints-check: $(INSTALLED)
+	$(DRY_RUN) --constraint constraints.txt ".[dev]"
+	$(DRY_RUN) --constraint constraints-gpu.txt --no-build-isolation ".[gpu,dev]"
+	$(DRY_RUN) --constraint constraints-vllm.txt ".[vllm]"

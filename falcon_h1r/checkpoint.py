@@ -1,0 +1,64 @@
+"""Models on disk: what a stage starts from and what it hands over.
+
+A folder is written beside and renamed, so that a reader finds the old one whole or the new one whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config
+from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
+from falcon_h1r.model.load import load_policy, random_policy
+
+if TYPE_CHECKING:
+    from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
+
+    from falcon_h1r.distributed.world import World
+
+
+def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Write the folder that a stage hands over: safetensors, config, tokenizer with template, generation config.
+
+    It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`.
+    """
+    beside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.generation_config.eos_token_id = stop_token_ids(tokenizer)
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(beside, folder)
+    return folder
+
+
+def publish_random_base(config: Config, texts: list[str], folder: Path) -> Path:
+    """A random model of `model.architecture` with a tokenizer trained on `texts`, as a checkpoint like any other."""
+    tokenizer = train_tokenizer(texts, config.model.tokenizer_vocab_size)
+    return publish_model(random_policy(config.model, tokenizer, config.seed), tokenizer, folder)
+
+
+def open_policy(
+    config: Config, texts: Callable[[], list[str]], folder: Path, world: World
+) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
+    """The policy that a stage starts from: `model.path`, or a random base published under `folder` first.
+
+    Args:
+        texts: what a tokenizer is trained on, where there is no checkpoint.
+    """
+    settings = config.model
+    if settings.path is None:
+        base = folder / "base"
+        if world.is_main:
+            publish_random_base(config, texts(), base)
+        world.barrier()
+        settings = replace(settings, path=str(base), revision=None)
+    return load_policy(settings, world.device)

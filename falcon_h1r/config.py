@@ -1,0 +1,351 @@
+"""Every setting of every recipe, as dataclasses: the schema that Hydra checks keys and types against.
+
+One tree serves all recipes; each reads the sections it needs. Units are in the names. Checks across fields
+stand in falcon_h1r/config_checks.py and run before anything is loaded. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+# Optional[...] rather than `... | None`, and no Literal: OmegaConf reads these annotations at run time.
+# ruff: noqa: UP045
+
+FALCON_SYSTEM_PROMPT = (
+    "You are Falcon, a helpful AI assistant created by Technology Innovation Institute (TII). To answer the "
+    "user's question, you first think about the reasoning process and then provide the user with the answer. "
+    "The reasoning process is enclosed within <think> </think> tags, i.e., <think> reasoning process here "
+    "</think> answer here."
+)
+
+# -----------------------------------------------------------------------------
+# What all stages share
+
+
+@dataclass
+class LaunchConfig:
+    """Processes on this machine. Under torchrun or `accelerate launch` the launcher's number holds."""
+
+    num_processes: int = 1
+    num_nodes: int = 1  # machines of num_processes each; above 1, a launcher has to start every one
+
+
+@dataclass
+class ModelConfig:
+    """The checkpoint a stage starts from, or the random model it creates where `path` is null."""
+
+    path: Optional[str] = None  # folder or hub name
+    revision: Optional[str] = None  # pin a hub checkpoint to a commit
+    local_files_only: bool = False  # never ask the hub
+    dtype: str = "float32"  # float32, bfloat16 or float64; A_log, D and dt_bias stay float32 at least
+    architecture: dict[str, Any] = field(default_factory=dict)  # FalconH1Config's fields, for a random model
+    tokenizer_vocab_size: int = 384  # of the tokenizer trained for a random model
+    chat_template: Optional[str] = None  # a Jinja file: replaces the tokenizer's template, or gives it one
+
+
+@dataclass
+class LimitsConfig:
+    """Three limits, in tokens. Nothing is cut without being counted."""
+
+    prompt_tokens: int = 64
+    response_tokens: int = 64
+    row_tokens: int = 2048  # a packed row: what one micro-batch holds
+
+
+@dataclass
+class SourceConfig:
+    """A JSONL file and what its fields are called."""
+
+    path: Optional[str] = None
+    curated: bool = False  # written by recipes/curate.py: its own rows, the field names below do not apply
+    question_field: str = "question"
+    answer_field: str = "answer"
+    reasoning_field: Optional[str] = None  # null: with `answer_after`, what precedes the mark
+    teacher_field: Optional[str] = None
+    family_field: Optional[str] = None
+    difficulty_field: Optional[str] = None
+    weight_field: Optional[str] = None
+    answer_after: Optional[str] = None  # the gold follows this mark ("####" in GSM8K)
+    strip_pattern: Optional[str] = None  # a regular expression removed from the reasoning
+    limit: Optional[int] = None  # read only so many rows
+    expected_samples: Optional[int] = None  # size of data that is not at hand; only dry runs reckon with it
+    expected_tokens: Optional[int] = None  # the same, prompts and responses together
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a warm-up and a linear decay to zero, or constant after the warm-up."""
+
+    learning_rate: float = 1e-3
+    schedule: str = "linear"  # linear or constant
+    warmup_share: float = 0.0  # of all steps; used where warmup_steps is 0
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip_grad_norm: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    """How the model is spread over ranks."""
+
+    name: str = "torch"  # torch: a replica on every rank; deepspeed: weights and optimizer sharded
+    zero_stage: int = 0
+    sequence_parallel: int = 1
+    activation_checkpointing: bool = False
+
+
+@dataclass
+class TrackingConfig:
+    """metrics.jsonl is always written; W&B on request."""
+
+    wandb: str = "disabled"  # disabled, offline or online
+    wandb_project: str = "falcon_h1r"
+    wandb_entity: Optional[str] = None
+    log_every_steps: int = 1
+
+
+# -----------------------------------------------------------------------------
+# The stages
+
+
+@dataclass
+class SyntheticConfig:
+    """Generated maths problems and the teachers who solve them (falcon_h1r.data.problems)."""
+
+    num_problems: int = 60_000
+    families: Optional[list[str]] = None  # null: all
+    difficulty_shares: dict[str, float] = field(
+        default_factory=lambda: {"easy": 0.25, "medium": 0.4, "hard": 0.35}
+    )
+    split_fractions: dict[str, float] = field(
+        default_factory=lambda: {"sft": 0.6, "rl": 0.3, "dev": 0.03, "eval": 0.07}
+    )
+    teachers: list[str] = field(default_factory=lambda: ["verbose", "terse", "careless"])
+    leap_rate: float = 0.5  # of terse: share of its traces that give only the result
+    slip_rate: float = 0.3  # of careless: share of its traces with one wrong digit
+    sympy_check_share: float = 0.01  # of the answers, recomputed by sympy
+
+
+@dataclass
+class DifficultyWeightsConfig:
+    """Loss weight by difficulty. Hard interpolates from `hard_low` to `hard_high`; 0 drops."""
+
+    measured_by: str = "label"  # label: as the problem says; pass_rate, or trace_tokens
+    easy_pass_rate: float = 0.75  # with pass_rate: easy from here up
+    hard_pass_rate: float = 0.25  # ... and hard up to here
+
+    easy: float = 0.5
+    medium: float = 1.0
+    hard_low: float = 1.25
+    hard_high: float = 1.75
+
+
+@dataclass
+class TraceFiltersConfig:
+    """Which traces are dropped. Wrong ones always are, but for `keep_unproved`."""
+
+    require_reasoning: bool = True  # and an answer
+    require_boxed: bool = True  # maths without a final \boxed{}
+    require_compiling_code: bool = False  # code with a syntax error, or not in the language asked for
+    require_reliable_tools: bool = False  # tool calls whose outputs cannot be trusted
+    second_check: Optional[str] = None  # what else has to call a trace correct: llm
+    keep_unproved: list[str] = field(default_factory=list)  # kinds kept though unproved: very_hard, proof
+
+
+@dataclass
+class CurateConfig:
+    """From traces to what SFT and GRPO read."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)  # path null: synthetic problems
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    keep_teacher: Optional[str] = None  # one teacher's traces; null keeps all
+    filters: TraceFiltersConfig = field(default_factory=TraceFiltersConfig)
+    weights: DifficultyWeightsConfig = field(default_factory=DifficultyWeightsConfig)
+    domain_token_shares: dict[str, float] = field(default_factory=dict)  # target mix; empty: as it comes
+    domain_samples: dict[str, int] = field(default_factory=dict)  # traces of each domain; empty: as they come
+    rollouts_per_problem: int = 1  # traces kept of one problem
+
+
+@dataclass
+class ConversationConfig:
+    """Samples of several turns, and which of them carry loss."""
+
+    multi_turn: bool = False
+    strip_earlier_thinking: bool = True  # of all turns but the last, which alone carries loss
+    tool_calls_keep_thinking: bool = True  # where tools are called: thinking stays, every turn carries loss
+
+
+@dataclass
+class SFTConfig:
+    """The cold start."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_sequences: int = 32  # of one optimizer step, over all ranks
+    num_steps: Optional[int] = None  # null: as many as num_epochs needs
+    num_epochs: float = 1.0
+    overlong: str = "drop"  # traces beyond prompt_tokens + response_tokens: drop, or trim on the right
+    conversations: ConversationConfig = field(default_factory=ConversationConfig)
+    dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
+
+
+@dataclass
+class RolloutConfig:
+    """How rollouts are drawn."""
+
+    name: str = "torch"  # torch: the policy's own module; vllm: a server beside the trainer
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_slots: int = 256  # rows generated at once by one rank
+
+
+@dataclass
+class SelectionConfig:
+    """RL problems chosen: unseen, verifiable, and neither solved nor hopeless to the SFT model."""
+
+    domains: list[str] = field(default_factory=lambda: ["math"])  # whose rewards are known
+    disjoint_from_sft: bool = False  # drop problems that occur in sft.data
+    drop_unverifiable: bool = False  # drop problems whose gold the verifier cannot read
+
+    num_rollouts: int = 0  # 0: no selection
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_response_tokens: int = 32_768
+    drop_consistent_wrong: int = 4  # 0 right, but so many agree on an answer: the gold is suspect
+    keep_unsolved_share: float = 0.1  # of the problems with 0 right
+
+
+@dataclass
+class GRPOLossConfig:
+    """The objective; see falcon_h1r.grpo.losses for the formula."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    importance_cap: float = 2.0  # of exp(old policy - sampler), per token
+    cross_entropy_weight: float = 0.0  # of the cross-entropy on correct rollouts
+    kl_coefficient: float = 0.0  # 0: no reference model is loaded
+    entropy_coefficient: float = 0.0
+    aggregation: str = "sequence"  # sequence: every rollout counts the same; token: every token does
+
+
+@dataclass
+class GRPOConfig:
+    """Reinforcement learning with verifiable rewards."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=2e-6, warmup_steps=10)
+    )
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    num_steps: int = 100
+    updates_per_batch: int = 1  # optimizer steps on the same rollouts
+    problems_per_step: int = 32  # groups with contrast in one step, over all ranks
+    group_size: int = 8
+    max_backfill_rounds: int = 4  # further draws to replace groups without contrast; then go on short
+    surplus_cache_groups: int = 0  # groups drawn beyond need and kept for the next steps, at most so many
+    surplus_cache_steps: int = 1  # ... and for at most so many steps: they age as the policy moves on
+    format_penalty: float = 0.0  # subtracted where <think>...</think> is broken
+    dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
+
+
+@dataclass
+class BenchmarkConfig:
+    """One benchmark of the evaluation protocol."""
+
+    path: Optional[str] = None  # JSONL, or a hub name
+    num_samples: int = 1
+    max_response_tokens: int = 32_768
+    reference_score: Optional[float] = None  # published, in percent: shown beside ours, never as ours
+    reference_scaled_score: Optional[float] = None  # published, with DeepConf over 512 traces a problem
+    reference_scaled_tokens: Optional[int] = None  # generated for that score, stopped traces included
+
+
+@dataclass
+class EvaluateConfig:
+    """Accuracy with intervals, and what it cost in tokens."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    num_problems: Optional[int] = 256  # the first so many; null: all
+    num_samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_slots: int = 512
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
+
+
+@dataclass
+class DevConfig:
+    """Held-out problems for the learning curves of SFT and GRPO; never those of the evaluation."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    num_problems: Optional[int] = 128  # the first so many; null: all
+    num_samples: int = 4
+
+
+@dataclass
+class ScalingConfig:
+    """DeepConf: voting with confidence (arXiv 2508.15260)."""
+
+    num_traces: int = 0  # budget; 0: no test-time scaling
+    warmup_traces: int = 16  # run to their end; they set the threshold below which later ones are stopped
+    keep_share: float = 0.1  # of the warm-up traces that lie above the threshold
+    trace_score: str = "lowest_group"  # mean, bottom_10, lowest_group or tail: the weight of a trace's vote
+    vote_share: float = 1.0  # only the best so many traces vote
+    top_k: int = 20  # tokens in a position's confidence
+    window_tokens: int = 2048  # of a group, stride 1
+    consensus_share: float = 0.95  # of the vote, at which sampling stops
+    temperature: float = 0.6
+    top_p: float = 0.95
+
+
+@dataclass
+class VerifierConfig:
+    """The pool of workers behind the reward."""
+
+    num_workers: int = 1
+    deadline_seconds: float = 5.0
+    second_verifier: Optional[str] = None  # asked where the first says no
+
+
+@dataclass
+class ExportConfig:
+    """What goes into the model card, and how the model is served."""
+
+    licence: Optional[str] = None  # of the weights
+    attribution: Optional[str] = None  # a sentence that the licence demands
+    serve_context_tokens: Optional[int] = None
+    reasoning_parser: Optional[str] = None  # the server's name for how thinking is told from the answer
+
+
+@dataclass
+class Config:
+    """The root. `name` names the run folder, runs/NAME, where `run_dir` is null."""
+
+    name: str = "run"
+    run_dir: Optional[str] = None
+    seed: int = 0
+    dry_run: bool = False  # resolve, check, read the head of the data, stop
+    dry_run_steps: int = 0  # with dry_run: so many steps of a model of the same shape, a sliver wide
+    system_prompt: str = FALCON_SYSTEM_PROMPT
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    dev: DevConfig = field(default_factory=DevConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

@@ -1,0 +1,196 @@
+"""What the schema's types cannot say: impossible combinations, and settings that no code acts on yet.
+
+Run before anything is loaded; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig
+from falcon_h1r.types import InputError
+
+LONGEST_SHOWN = 40  # characters of a value in a message
+
+
+def require(key: str, value: object) -> None:
+    """Refuse to go on without a setting.
+
+    Raises:
+        InputError: where it is null.
+    """
+    if value is None:
+        raise InputError(f"{key} is not set: this recipe needs it")
+
+
+def check_config(config: Config) -> None:
+    """Refuse impossible combinations with one line that names the key.
+
+    Raises:
+        InputError: on the first that is found.
+    """
+    _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
+    _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
+    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    measured_by = config.curate.weights.measured_by
+    _one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
+    _one_of("sft.overlong", config.sft.overlong, ("drop", "trim"))
+    _one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
+    _one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
+    _one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
+    for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
+        _one_of(f"{stage}.optimizer.schedule", optimizer.schedule, ("linear", "constant"))
+        _at_least(f"{stage}.optimizer.learning_rate", optimizer.learning_rate, 0.0)
+        _at_least(f"{stage}.optimizer.warmup_steps", optimizer.warmup_steps, 0)
+        _share(f"{stage}.optimizer.warmup_share", optimizer.warmup_share)
+    _check_limits("sft.limits", config.sft.limits)
+    _check_limits("grpo.limits", config.grpo.limits)
+    _check_limits("evaluate.limits", config.evaluate.limits)
+    _share("grpo.selection.keep_unsolved_share", config.grpo.selection.keep_unsolved_share)
+    for name in ("keep_share", "vote_share", "consensus_share"):
+        _share(f"scaling.{name}", getattr(config.scaling, name))
+    if config.sft.num_epochs <= 0:
+        raise InputError(f"sft.num_epochs={config.sft.num_epochs}: has to be above 0")
+    _at_least("dry_run_steps", config.dry_run_steps, 0)
+    for key, number in _counts(config):
+        _at_least(key, number, 1)
+    _check_grpo(config.grpo)
+
+
+def _check_limits(key: str, limits: LimitsConfig) -> None:
+    _at_least(f"{key}.prompt_tokens", limits.prompt_tokens, 1)
+    _at_least(f"{key}.response_tokens", limits.response_tokens, 1)
+    longest = limits.prompt_tokens + limits.response_tokens
+    if limits.row_tokens < longest:
+        raise InputError(
+            f"{key}.row_tokens={limits.row_tokens} is shorter than prompt_tokens + response_tokens = "
+            f"{limits.prompt_tokens} + {limits.response_tokens} = {longest}: a whole sample has to fit a row"
+        )
+
+
+def _check_grpo(grpo: GRPOConfig) -> None:
+    if grpo.group_size < 2:
+        raise InputError(
+            f"grpo.group_size={grpo.group_size}: advantages are taken within a group, "
+            "which needs at least 2 rollouts"
+        )
+    if grpo.rollout.temperature <= 0:
+        raise InputError(
+            f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast"
+        )
+    if grpo.rollout.top_p < 1.0 or grpo.rollout.top_k > 0:
+        raise InputError(
+            f"grpo.rollout.top_p={grpo.rollout.top_p}, top_k={grpo.rollout.top_k}: RL samples the whole "
+            "distribution (top_p 1, top_k 0), or its logprobs are not those of what was sampled"
+        )
+
+
+def _counts(config: Config) -> list[tuple[str, float]]:
+    """Numbers that cannot be below one."""
+    counts: list[tuple[str, float | None]] = [
+        ("launch.num_processes", config.launch.num_processes),
+        ("launch.num_nodes", config.launch.num_nodes),
+        ("engine.sequence_parallel", config.engine.sequence_parallel),
+        ("tracking.log_every_steps", config.tracking.log_every_steps),
+        ("curate.synthetic.num_problems", config.curate.synthetic.num_problems),
+        ("sft.batch_sequences", config.sft.batch_sequences),
+        ("sft.num_steps", config.sft.num_steps),
+        ("grpo.num_steps", config.grpo.num_steps),
+        ("grpo.updates_per_batch", config.grpo.updates_per_batch),
+        ("grpo.problems_per_step", config.grpo.problems_per_step),
+        ("grpo.rollout.max_slots", config.grpo.rollout.max_slots),
+        ("evaluate.num_problems", config.evaluate.num_problems),
+        ("evaluate.num_samples", config.evaluate.num_samples),
+        ("evaluate.max_slots", config.evaluate.max_slots),
+        ("verifier.num_workers", config.verifier.num_workers),
+    ]
+    return [(key, number) for key, number in counts if number is not None]
+
+
+def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{key}={value}: not one of {', '.join(choices)}")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise InputError(f"{key}={value}: a share lies between 0 and 1")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise InputError(f"{key}={value}: has to be at least {least}")
+
+
+def not_built_yet(config: Config, stage: str) -> list[str]:
+    """Settings that a preset records and no code of this version acts on: a real run refuses them.
+
+    A setting that is silently ignored computes something else than was asked for.
+    """
+    found = _differing(
+        "engine",
+        config.engine,
+        name="torch",
+        zero_stage=0,
+        sequence_parallel=1,
+        activation_checkpointing=False,
+    )
+    if stage in ("curate", "pipeline"):
+        found += _unbuilt_in_curate(config.curate)
+    if stage in ("sft", "pipeline"):
+        found += _differing("sft.conversations", config.sft.conversations, multi_turn=False)
+    if stage in ("grpo", "pipeline"):
+        found += _unbuilt_in_grpo(config.grpo)
+        found += _differing("verifier", config.verifier, second_verifier=None)
+    if stage in ("evaluate", "pipeline"):
+        found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
+        found += _differing("scaling", config.scaling, num_traces=0)
+    if stage == "export":
+        found += _differing("export", config.export, **dict.fromkeys(vars(config.export)))
+    return found
+
+
+def _unbuilt_in_curate(curate: CurateConfig) -> list[str]:
+    filters = _differing(
+        "curate.filters",
+        curate.filters,
+        require_reasoning=True,
+        require_boxed=True,
+        require_compiling_code=False,
+        require_reliable_tools=False,
+        second_check=None,
+        keep_unproved=[],
+    )
+    return (
+        _differing("curate", curate, domain_token_shares={}, domain_samples={}, rollouts_per_problem=1)
+        + filters
+        + _differing("curate.weights", curate.weights, measured_by="label")
+    )
+
+
+def _unbuilt_in_grpo(grpo: GRPOConfig) -> list[str]:
+    return (
+        _differing("grpo", grpo, updates_per_batch=1, surplus_cache_groups=0)
+        + _differing("grpo.rollout", grpo.rollout, name="torch")
+        + _differing("grpo.loss", grpo.loss, kl_coefficient=0.0, entropy_coefficient=0.0)
+        + _differing(
+            "grpo.selection",
+            grpo.selection,
+            num_rollouts=0,
+            domains=["math"],
+            disjoint_from_sft=False,
+            drop_unverifiable=False,
+        )
+    )
+
+
+def _differing(key: str, section: object, **built: Any) -> list[str]:
+    """The settings of a section that are not the only value that code exists for, as `key.name=value`."""
+    found = []
+    for name, only in built.items():
+        value = getattr(section, name)
+        if value != only:
+            shown = str(value).lower() if isinstance(value, bool) else str(value)
+            found.append(f"{key}.{name}={shown}" if len(shown) <= LONGEST_SHOWN else f"{key}.{name}")
+    return found

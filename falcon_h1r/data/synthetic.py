@@ -1,0 +1,51 @@
+"""The synthetic corpus: generated problems, split by hash, and every teacher's traces of those for SFT."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from falcon_h1r.config import SyntheticConfig
+from falcon_h1r.data.problems import check_with_sympy, generate_problems, split_of
+from falcon_h1r.data.teachers import Teacher, teacher_named, write_traces
+from falcon_h1r.types import Problem, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticCorpus:
+    """Traces for SFT; problems for everything else. No problem is in two splits."""
+
+    traces: list[Trace]
+    splits: dict[str, list[Problem]]  # "rl", "dev", "eval"
+    num_checked: int  # answers that sympy recomputed, all equal
+
+
+def synthetic_corpus(config: SyntheticConfig, seed: int) -> SyntheticCorpus:
+    """Generate the corpus; the same config and seed give the same one.
+
+    Raises:
+        RuntimeError: if sympy disagrees with a sampled answer.
+    """
+    splits: dict[str, list[Problem]] = {name: [] for name in config.split_fractions}
+    for problem in generate_problems(seed, config.num_problems, config.families, config.difficulty_shares):
+        splits[split_of(problem, config.split_fractions)].append(problem)
+    num_checked = check_sample(splits, config.sympy_check_share, seed)
+    teachers = [_teacher(name, config) for name in config.teachers]
+    learnt = splits.pop("sft", [])
+    traces = [trace for teacher in teachers for trace in write_traces(learnt, teacher, seed)]
+    return SyntheticCorpus(traces, splits, num_checked)
+
+
+def check_sample(splits: dict[str, list[Problem]], share: float, seed: int) -> int:
+    """Recompute the answers of a share of the problems with sympy; returns how many."""
+    rng = random.Random(f"{seed}/sympy")
+    sample = [problem for problems in splits.values() for problem in problems if rng.random() < share]
+    for problem in sample:
+        if not check_with_sympy(problem):
+            raise RuntimeError(f"sympy disagrees with the answer of {problem}")
+    return len(sample)
+
+
+def _teacher(name: str, config: SyntheticConfig) -> Teacher:
+    settings = {"terse": {"leap_rate": config.leap_rate}, "careless": {"slip_rate": config.slip_rate}}
+    return teacher_named(name, **settings.get(name, {}))

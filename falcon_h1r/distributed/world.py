@@ -1,0 +1,98 @@
+"""The processes of a run: who am I, how many are we, and the few things we tell each other.
+
+One process needs no launcher. `relaunch` turns a plain `python recipes/x.py` into `launch.num_processes` ranks;
+under torchrun or `accelerate launch` the ranks are there already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+T = TypeVar("T")
+
+# Ranks wait for each other while one samples, verifies or saves: on the CPU group, with a deadline of its own.
+WAIT_LIMIT = timedelta(hours=6)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This rank among all. Collectives on Python objects and numbers go over a CPU group, never over the GPUs'."""
+
+    rank: int
+    size: int
+    device: torch.device
+    group: dist.ProcessGroup | None = None  # gloo; None in a world of one
+
+    @classmethod
+    def start(cls) -> World:
+        """Join the process group that the launcher describes, or be alone."""
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT_LIMIT)
+        group = dist.new_group(backend="gloo", timeout=WAIT_LIMIT) if state.num_processes > 1 else None
+        return cls(state.process_index, state.num_processes, state.device, group)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sums over ranks, in float64."""
+        if self.group is None:
+            return list(values)
+        totals = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(totals, group=self.group)
+        return totals.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.group is None:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self.group)
+        return gathered
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.group is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.group is not None:
+            dist.barrier(group=self.group)
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's part of a list: every size-th item from its rank on."""
+        return list(items[self.rank :: self.size])
+
+    @staticmethod
+    def stop() -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether a launcher already started this process as one of several ranks."""
+    return "LOCAL_RANK" in os.environ or "RANK" in os.environ
+
+
+def relaunch(num_processes: int) -> None:
+    """Replace this process by torchrun with the same command line, one thread a rank. Does not return."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [*command, *sys.argv])

@@ -1,0 +1,50 @@
+"""Accuracy on development problems while a stage trains: the learning curve, never a reported result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config, EvaluateConfig, LimitsConfig
+from falcon_h1r.data.sources import load_problems
+from falcon_h1r.evaluation.evaluate import dev_metrics, evaluate_policy
+from falcon_h1r.rollout.torch_sampler import TorchSampler
+from falcon_h1r.verifier import Verifier
+
+if TYPE_CHECKING:
+    from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
+
+    from falcon_h1r.distributed.world import World
+
+
+@contextmanager
+def dev_evaluation(
+    config: Config,
+    model: FalconH1ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    limits: LimitsConfig,
+) -> Iterator[Callable[[], dict[str, float]]]:
+    """A function that measures the model as it then is: `dev_pass_at_1` and `dev_greedy`.
+
+    Without development problems it measures nothing and returns an empty dict.
+    """
+    if config.dev.data.path is None:
+        yield dict
+        return
+    problems = load_problems(config.dev.data)[: config.dev.num_problems]
+    settings = EvaluateConfig(limits=limits, num_samples=config.dev.num_samples)
+    sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
+    with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier:
+
+        def measure() -> dict[str, float]:
+            was_training = model.training
+            model.eval()
+            rows = evaluate_policy(
+                sampler, tokenizer, verifier, problems, settings, config.system_prompt, config.seed, world
+            )
+            model.train(was_training)
+            return dev_metrics(rows)
+
+        yield measure

@@ -1,0 +1,283 @@
+"""Accuracy with intervals: pass@1, greedy, pass@k, maj@k, and paired differences between two models.
+
+Everything here is a pure function of arrays or of the evaluation's sample rows, seeded, without I/O.
+Intervals are 95% percentile bootstraps over *problems* (a cluster bootstrap): the n samples of one problem
+rise and fall together, so resampling samples would claim far more certainty than there is. They speak of new
+problems for the models at hand, not of models trained anew with another seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from falcon_h1r.types import DIFFICULTIES
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+SampleRow = Mapping[str, Any]
+
+LEVEL = 0.95
+NUM_RESAMPLES = 4000
+NO_ANSWER = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95% interval, estimated on n problems."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Intervals
+
+
+def estimate_mean(
+    values: FloatArray,  # (N)
+    seed: int,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    clusters: IntArray | None = None,  # (N): observations with one number are resampled together
+) -> Estimate:
+    """The mean of values, which lie within bounds, with its 95% interval over clusters.
+
+    By default each value is a cluster of its own. The percentile bootstrap knows only what was seen: of 200
+    wrong answers it would make an accuracy of exactly 0. So the interval is never narrower than what a kind
+    of problem not seen among the m clusters could do. Such a kind has a share below b = 1 - 0.025^(1/m), or m
+    draws would miss it in fewer than 2.5% of all cases; at worst it lies at a bound and moves the value by b
+    towards it. For accuracies of 0 and 1 that is Clopper and Pearson's interval; with a hundred problems of
+    mixed results it is well inside the bootstrap's.
+    """
+    if values.size == 0:
+        raise ValueError("no problems to estimate from")
+    members = np.arange(values.size)
+    if clusters is not None:
+        members = np.unique(clusters, return_inverse=True)[1]
+    sums = np.bincount(members, weights=values).astype(np.float64)
+    sizes = np.bincount(members).astype(np.float64)
+    value, num_clusters = float(sums.sum() / sizes.sum()), int(sums.size)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(_resampled_means(sums, sizes, seed), [tail, 1 - tail])
+    unseen = 1 - tail ** (1 / num_clusters)
+    low = min(float(low), value - unseen * (value - bounds[0]))
+    high = max(float(high), value + unseen * (bounds[1] - value))
+    return Estimate(value, low, high, num_clusters)
+
+
+def _resampled_means(sums: FloatArray, sizes: FloatArray, seed: int) -> FloatArray:
+    """NUM_RESAMPLES means over clusters drawn with replacement, in chunks of bounded memory."""
+    generator = np.random.default_rng(seed)
+    rows_per_chunk = max(1, 4_000_000 // sums.size)
+    chunks = []
+    for start in range(0, NUM_RESAMPLES, rows_per_chunk):
+        shape = (min(rows_per_chunk, NUM_RESAMPLES - start), sums.size)
+        drawn = generator.integers(0, sums.size, shape)
+        chunks.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    return np.concatenate(chunks)
+
+
+def paired_difference(a: FloatArray, b: FloatArray, seed: int, problems: IntArray | None = None) -> Estimate:
+    """The mean of a - b on the same problems, in [-1, 1], with its interval.
+
+    A problem's pair is resampled as one, so that problems hard for both widen nothing. To pool training
+    seeds, concatenate their pairs and number the problems: pairs of one problem are resampled together. The
+    interval then holds for these trained models together.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a paired difference needs the same problems on both sides: {a.shape}, {b.shape}")
+    return estimate_mean(a.astype(np.float64) - b, seed, bounds=(-1.0, 1.0), clusters=problems)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One value a problem
+
+
+def pass_at_k_by_problem(correct: BoolArray, k: int) -> FloatArray:  # (P, n) -> (P)
+    """The chance that k of the n samples, drawn without replacement, hold a correct one.
+
+    1 - C(n-c, k) / C(n, k), the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, eq. 1), in exact
+    integers. At k = 1 it is c / n.
+    """
+    n = correct.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples a problem, there are {n}")
+    by_num_correct = np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)])
+    values: FloatArray = by_num_correct[correct.sum(axis=1)]
+    return values
+
+
+def maj_at_k_by_problem(answers: IntArray, correct: BoolArray, k: int) -> FloatArray:  # (P, n), (P, n) -> (P)
+    """Accuracy of the majority of k samples, averaged over the n // k disjoint runs of k samples.
+
+    `answers` numbers each problem's canonical answers from 0; NO_ANSWER does not vote, and a vote that nobody
+    casts is lost. Equal answers are expected to be equally correct. Of tied answers one is drawn in
+    expectation: two tied, one right, is 0.5. (Leaders all have the same count, so the mean over the samples
+    that gave a leading answer is the mean over the leading answers.) The last n mod k samples are left out.
+    """
+    num_problems, n = answers.shape
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@{k} needs at least {k} samples a problem, there are {n}")
+    num_votes = n // k
+    ballots = answers[:, : num_votes * k].reshape(-1, k)  # (P * num_votes, k)
+    right = correct[:, : num_votes * k].reshape(-1, k)
+    cast = ballots != NO_ANSWER
+    counts = np.zeros((len(ballots), int(answers.max(initial=0)) + 1), dtype=np.int64)
+    rows, columns = np.nonzero(cast)
+    np.add.at(counts, (rows, ballots[rows, columns]), 1)
+    support = np.where(cast, np.take_along_axis(counts, np.maximum(ballots, 0), axis=1), 0)
+    leads = cast & (support == support.max(axis=1, keepdims=True))
+    won = (leads & right).sum(axis=1) / np.maximum(leads.sum(axis=1), 1)
+    values: FloatArray = won.reshape(num_problems, num_votes).mean(axis=1)
+    return values
+
+
+def pass_at_1(correct: BoolArray, seed: int) -> Estimate:
+    """Mean over a problem's n samples, averaged over problems. correct: (P, n)."""
+    return estimate_mean(pass_at_k_by_problem(correct, 1), seed)
+
+
+def pass_at_k(correct: BoolArray, k: int, seed: int) -> Estimate:
+    """The unbiased pass@k. correct: (P, n)."""
+    return estimate_mean(pass_at_k_by_problem(correct, k), seed)
+
+
+def maj_at_k(answers: IntArray, correct: BoolArray, k: int, seed: int) -> Estimate:
+    """Accuracy of the majority of k answers. answers, correct: (P, n)."""
+    return estimate_mean(maj_at_k_by_problem(answers, correct, k), seed)
+
+
+def greedy_accuracy(correct: BoolArray, seed: int) -> Estimate:
+    """Accuracy of the one greedy response of each problem. correct: (P)."""
+    return estimate_mean(correct.astype(np.float64), seed)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From sample rows to the summary
+
+
+def problem_values(samples: Sequence[SampleRow], k: int) -> tuple[list[str], dict[str, FloatArray]]:
+    """The problems, sorted by uid, and each metric's value on each: {"pass_at_1": (P), "greedy": (P), ...}.
+
+    Metrics that the rows cannot give (no greedy rows, no sampled ones) are left out. Whatever the verifier
+    did not call correct counts as wrong, undecided verdicts too.
+    """
+    uids = sorted({row["problem_uid"] for row in samples})
+    sampled = _group_by_problem([row for row in samples if not row["greedy"]])
+    greedy = _group_by_problem([row for row in samples if row["greedy"]])
+    values: dict[str, FloatArray] = {}
+    if sampled:
+        correct, answers = _sample_matrices(uids, sampled)
+        values["pass_at_1"] = pass_at_k_by_problem(correct, 1)
+    if greedy:
+        values["greedy"] = _sample_matrices(uids, greedy)[0].mean(axis=1)
+    if sampled:
+        values[f"pass_at_{k}"] = pass_at_k_by_problem(correct, k)
+        values[f"maj_at_{k}"] = maj_at_k_by_problem(answers, correct, k)
+    return uids, values
+
+
+def _group_by_problem(rows: Sequence[SampleRow]) -> dict[str, list[SampleRow]]:
+    groups: dict[str, list[SampleRow]] = {}
+    for row in sorted(rows, key=lambda row: row["sample_index"]):
+        groups.setdefault(row["problem_uid"], []).append(row)
+    return groups
+
+
+def _sample_matrices(
+    uids: Sequence[str], groups: Mapping[str, list[SampleRow]]
+) -> tuple[BoolArray, IntArray]:
+    """Correctness and numbered answers, (P, n) each."""
+    sizes = {len(groups.get(uid, ())) for uid in uids}
+    if len(sizes) != 1:
+        raise ValueError(f"every problem needs the same number of samples, found {sorted(sizes)}")
+    correct = np.array([[row["status"] == "correct" for row in groups[uid]] for uid in uids])
+    answers = np.full(correct.shape, NO_ANSWER, dtype=np.int64)
+    for position, uid in enumerate(uids):
+        numbers: dict[str, int] = {}
+        for index, row in enumerate(groups[uid]):
+            if row["answer_key"] is not None:
+                answers[position, index] = numbers.setdefault(row["answer_key"], len(numbers))
+    return correct, answers
+
+
+def summarise(samples: Sequence[SampleRow], k: int, seed: int) -> dict[str, Any]:
+    """The summary of one model's evaluation: each metric with its interval, tokens, and the breakdowns.
+
+    `num_samples`, `mean_response_tokens` and `truncated_share` speak of the sampled responses (of the greedy
+    ones where nothing was sampled); `tokens_generated` counts both.
+    """
+    if not samples:
+        raise ValueError("no samples to summarise")
+    counted = [row for row in samples if not row["greedy"]] or list(samples)
+    return {
+        **_accuracies(samples, k, seed),
+        "num_problems": len({row["problem_uid"] for row in samples}),
+        "num_samples": len(counted),
+        "tokens_generated": int(sum(row["response_tokens"] for row in samples)),
+        "mean_response_tokens": float(np.mean([row["response_tokens"] for row in counted])),
+        "truncated_share": float(np.mean([row["stop_reason"] == "length" for row in counted])),
+        "by_family": breakdown(samples, lambda row: row["family"] or "unknown", k, seed),
+        "by_difficulty": breakdown(samples, lambda row: row["difficulty"] or "unknown", k, seed),
+    }
+
+
+def breakdown(
+    samples: Sequence[SampleRow], key: Callable[[SampleRow], str], k: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """The metrics of each kind of problem, with counts; difficulties from easy to hard, others by name."""
+    kinds: dict[str, list[SampleRow]] = {}
+    for row in samples:
+        kinds.setdefault(key(row), []).append(row)
+    rank: dict[str, int] = {name: position for position, name in enumerate(DIFFICULTIES)}
+    return {
+        kind: {
+            **_accuracies(kinds[kind], k, seed),
+            "num_problems": len({row["problem_uid"] for row in kinds[kind]}),
+            "num_samples": sum(not row["greedy"] for row in kinds[kind]),
+        }
+        for kind in sorted(kinds, key=lambda kind: (rank.get(kind, len(rank)), kind))
+    }
+
+
+def _accuracies(samples: Sequence[SampleRow], k: int, seed: int) -> dict[str, Any]:
+    accuracies: dict[str, Any] = {}
+    for name, values in problem_values(samples, k)[1].items():
+        estimate = estimate_mean(values, seed)
+        accuracies[name] = estimate.value
+        accuracies[f"{name}_interval"] = [estimate.low, estimate.high]
+    return accuracies
+
+
+def differences(
+    pairs: Sequence[tuple[Sequence[SampleRow], Sequence[SampleRow]]], k: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Each metric's paired difference, after - before, as {"value", "low", "high"}.
+
+    `pairs` holds (samples after, samples before) of one run, or of several seeds to pool. Before and after
+    must have been evaluated on the same problems; the seeds may share problems or not.
+    """
+    collected: dict[str, list[tuple[list[str], FloatArray, FloatArray]]] = {}
+    for after, before in pairs:
+        uids, values_after = problem_values(after, k)
+        uids_before, values_before = problem_values(before, k)
+        if uids != uids_before:
+            raise ValueError("a paired difference needs both models evaluated on the same problems")
+        for name in values_after:
+            if name in values_before:
+                collected.setdefault(name, []).append((uids, values_after[name], values_before[name]))
+    result = {}
+    for name, runs in collected.items():
+        _, problems = np.unique([uid for uids, _, _ in runs for uid in uids], return_inverse=True)
+        values_a, values_b = (np.concatenate([run[side] for run in runs]) for side in (1, 2))
+        estimate = asdict(paired_difference(values_a, values_b, seed, problems))
+        result[name] = {part: estimate[part] for part in ("value", "low", "high")}
+    return result

@@ -1,0 +1,31 @@
+"""A pipeline's summary.json: each model's accuracy with its interval, paired differences, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from falcon_h1r.evaluation.metrics import differences, summarise
+
+VOTES = 8
+
+
+def summarise_pipeline(
+    samples: Mapping[str, Sequence[dict[str, Any]]], wall_seconds: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """The summary of `samples` by model, in the order in which one was made from the other.
+
+    Args:
+        wall_seconds: by stage; their sum is added as `total`.
+    """
+    votes = min(VOTES, *(1 + max(row["sample_index"] for row in rows) for rows in samples.values()))
+    return {
+        **{name: summarise(rows, k=votes, seed=seed) for name, rows in samples.items()},
+        "differences": {
+            f"{after}_minus_{before}": differences([(samples[after], samples[before])], k=votes, seed=seed)
+            for before, after in pairwise(samples)
+        },
+        "wall_seconds": {**wall_seconds, "total": round(sum(wall_seconds.values()), 2)},
+        "seed": seed,
+    }

@@ -1,0 +1,203 @@
+"""A policy from a checkpoint, or a small random one to start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, FalconH1Config, FalconH1ForCausalLM
+from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
+
+from falcon_h1r.config import ModelConfig
+from falcon_h1r.types import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+FULL_PRECISION = ("A_log", "D", "dt_bias")  # of the SSM: float32 at least, or small updates vanish
+
+DT_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform (Mamba2's reference initialisation)
+
+
+class _FullPrecisionSSM(FalconH1ForCausalLM):
+    """Tells the loader which weights it may not round to bfloat16. Only lives while loading."""
+
+    _keep_in_fp32_modules_strict = ("A_log", r"mamba\.D", "dt_bias")  # patterns
+
+
+def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
+    """Refuse a local path that is no checkpoint and a chat template that is no file, before loading."""
+    if settings.chat_template is not None and not Path(settings.chat_template).is_file():
+        raise InputError(f"model.chat_template={settings.chat_template}: no such file")
+    if settings.path is None or not looks_local(settings.path):
+        return
+    folder = Path(settings.path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{key}={settings.path}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{key}={settings.path}: no config.json in it, so it is no checkpoint")
+
+
+def looks_local(path: str) -> bool:
+    """A path on this machine, as against a hub name such as `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def load_policy(
+    settings: ModelConfig, device: torch.device
+) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a checkpoint: a local folder, or a hub name at its pinned revision.
+
+    Raises:
+        InputError: where the path holds no Falcon-H1, or not all of one.
+    """
+    check_model_path(settings)
+    load_config(settings)
+    source, where = _source(settings)
+    tokenizer = _loaded(settings, lambda: AutoTokenizer.from_pretrained(source, **where))
+    if settings.chat_template is not None:
+        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+    model, report = _loaded(
+        settings,
+        lambda: _FullPrecisionSSM.from_pretrained(
+            source, dtype=DTYPES[settings.dtype], output_loading_info=True, **where
+        ),
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"model.path={settings.path}: {len(missing)} weights are missing from the checkpoint, "
+            f"{missing[0]} among them; they would be random"
+        )
+    model.__class__ = FalconH1ForCausalLM
+    keep_full_precision(model)
+    restore_multipliers(model)
+    return model.to(device), tokenizer
+
+
+def restore_multipliers(model: FalconH1ForCausalLM) -> None:
+    """Write every mixer's muP vector anew from the config.
+
+    It is a buffer that no checkpoint holds, allocated empty while loading; whether transformers 5.23 fills it again
+    depends on how the model was loaded. Left empty it is whatever memory held.
+    """
+    vector = compute_mup_vector(model.config)
+    for layer in model.model.layers:
+        layer.mamba.mup_vector.copy_(vector)
+
+
+def load_config(settings: ModelConfig) -> FalconH1Config:
+    """The shape of the checkpoint at `model.path`.
+
+    Raises:
+        InputError: where there is none, or it is another kind of model.
+    """
+    source, where = _source(settings)
+    written, _ = _loaded(settings, lambda: FalconH1Config.get_config_dict(source, **where))
+    if (model_type := written.get("model_type")) != FalconH1Config.model_type:
+        raise InputError(f"model.path={settings.path}: a {model_type} model, not {FalconH1Config.model_type}")
+    config: FalconH1Config = _loaded(settings, lambda: FalconH1Config.from_pretrained(source, **where))
+    return config
+
+
+def planned_config(settings: ModelConfig) -> tuple[FalconH1Config, str]:
+    """The shape a run would have, without asking the hub, and where it was read."""
+    if settings.path is not None and looks_local(settings.path):
+        check_model_path(settings)
+        return load_config(settings), "config.json of the checkpoint"
+    if settings.path is not None:
+        try:
+            return load_config(replace(settings, local_files_only=True)), "config.json in the hub's cache"
+        except InputError:
+            pass  # not downloaded yet: the recorded shape has to do
+    if settings.path is not None:
+        return _config_of(settings.architecture), "as recorded in model.architecture"
+    vocabulary = {"vocab_size": settings.tokenizer_vocab_size}  # at most: it is trained first
+    return _config_of({**settings.architecture, **vocabulary}), "model.architecture"
+
+
+def _source(settings: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """What transformers loads from: a folder, or a hub name with its revision."""
+    assert settings.path is not None
+    where = {"local_files_only": settings.local_files_only}
+    if looks_local(settings.path):
+        return str(Path(settings.path).expanduser()), where
+    return settings.path, {**where, "revision": settings.revision}
+
+
+def _loaded(settings: ModelConfig, load: Callable[[], Any]) -> Any:
+    """What `load` returns; what the checkpoint or the hub lacks, in one line."""
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        assert settings.path is not None
+        reason = " ".join(str(error).split())
+        if not looks_local(settings.path) and isinstance(error, OSError):
+            at = f" at revision {settings.revision}" if settings.revision else ""
+            because = (
+                "local_files_only=true keeps from asking the hub" if settings.local_files_only else reason
+            )
+            reason = f"no such folder, and not in the hub's cache{at}; {because}"
+        raise InputError(f"model.path={settings.path}: {shortened(reason)}") from None
+
+
+def shortened(text: str, limit: int = 300) -> str:
+    """A library's message, cut where it becomes an essay."""
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+
+
+def keep_full_precision(model: nn.Module) -> None:
+    """A_log, D and dt_bias in float32 at least, whatever the rest is in."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(FULL_PRECISION):
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def random_policy(
+    settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> FalconH1ForCausalLM:
+    """A FalconH1ForCausalLM of `settings.architecture` with random weights for this tokenizer.
+
+    Step sizes start log-uniform in `DT_RANGE` as in Mamba2's reference; transformers would start all of them
+    at softplus(1) = 1.3, which forgets within a few tokens.
+    """
+    torch.manual_seed(seed)
+    config = _config_of(architecture_for(settings, tokenizer))
+    model = FalconH1ForCausalLM(config)
+    low, high = (math.log(bound) for bound in DT_RANGE)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            step = torch.exp(torch.rand(config.mamba_n_heads) * (high - low) + low)
+            layer.mamba.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
+    model = model.to(DTYPES[settings.dtype])
+    keep_full_precision(model)
+    return model
+
+
+def architecture_for(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
+    """The configured architecture with the tokenizer's vocabulary and ids."""
+    return {
+        **settings.architecture,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _config_of(architecture: Mapping[str, Any]) -> FalconH1Config:
+    """FalconH1Config of these fields; one that it does not have, or a size that does not fit, is refused."""
+    known = {*FalconH1Config().to_dict(), "head_dim"}  # read by the attention, though no field of the config
+    if unknown := sorted(set(architecture) - known):
+        raise InputError(f"model.architecture.{unknown[0]}: FalconH1Config has no such field")
+    try:
+        return FalconH1Config(**architecture)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise InputError(f"model.architecture: {' '.join(str(error).split())}") from None

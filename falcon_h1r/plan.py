@@ -1,0 +1,169 @@
+"""The arithmetic of a run: ranks, batches, steps, memory. What cannot work out is refused, naming the key.
+
+Nothing is loaded; parameters are counted on a model without memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.types import InputError
+
+if TYPE_CHECKING:
+    from transformers import FalconH1Config
+
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """How many processes there are, and how many of them see data of their own."""
+
+    num_ranks: int
+    data_ranks: int
+    launched: bool  # by torchrun or the like, whose number holds
+
+
+def plan_ranks(config: Config, shape: FalconH1Config) -> RankPlan:
+    """Ranks of the run; sequence parallelism has to divide them and the model's heads."""
+    launched = "WORLD_SIZE" in os.environ
+    launch, degree = config.launch, config.engine.sequence_parallel
+    num_ranks = int(os.environ["WORLD_SIZE"]) if launched else launch.num_nodes * launch.num_processes
+    key = f"engine.sequence_parallel={degree}"
+    if num_ranks % degree:
+        raise InputError(
+            f"{key}: does not divide the {num_ranks} processes (launch.num_nodes x num_processes)"
+        )
+    for name in ("num_attention_heads", "mamba_n_heads"):
+        if getattr(shape, name) % degree:
+            raise InputError(f"{key}: does not divide the model's {getattr(shape, name)} {name}")
+    return RankPlan(num_ranks, num_ranks // degree, launched)
+
+
+@dataclass(frozen=True, slots=True)
+class SFTPlan:
+    """The cold start in numbers. None where the size of the data is unknown."""
+
+    num_samples: int | None
+    steps_per_epoch: float | None
+    num_steps: int | None
+    tokens_per_step: float | None  # on average
+    most_tokens_per_step: int  # if every sequence were as long as the limits allow
+    micro_batches: int | None  # of a rank and a step, on average
+    most_micro_batches: int  # if no two sequences shared a row
+
+
+def plan_sft(sft: SFTConfig, ranks: RankPlan, num_samples: int | None, num_tokens: int | None) -> SFTPlan:
+    """Steps and tokens from what is known of the data."""
+    from falcon_h1r.sft.loop import total_steps
+
+    batch = sft.batch_sequences
+    if batch < ranks.data_ranks:
+        raise InputError(
+            f"sft.batch_sequences={batch}: fewer than the {ranks.data_ranks} data ranks, "
+            "some would never learn"
+        )
+    num_steps = sft.num_steps if num_samples is None else total_steps(sft, num_samples)
+    _check_warmup("sft", sft.optimizer, num_steps)
+    tokens = batch * num_tokens / num_samples if num_samples and num_tokens else None
+    return SFTPlan(
+        num_samples=num_samples,
+        steps_per_epoch=num_samples / batch if num_samples else None,
+        num_steps=num_steps,
+        tokens_per_step=tokens,
+        most_tokens_per_step=batch * (sft.limits.prompt_tokens + sft.limits.response_tokens),
+        micro_batches=math.ceil(tokens / sft.limits.row_tokens / ranks.data_ranks) if tokens else None,
+        most_micro_batches=math.ceil(batch / ranks.data_ranks),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GRPOPlan:
+    """A GRPO step in numbers. "Most": if every response were as long as the limits allow."""
+
+    rollouts: int
+    most_rollouts: int  # with every round of backfilling
+    longest_tokens: int
+    most_response_tokens: int
+    most_tokens: int
+    most_micro_batches: int  # of a rank, if no two rollouts shared a row
+
+
+def plan_grpo(grpo: GRPOConfig, ranks: RankPlan) -> GRPOPlan:
+    """Rollouts, tokens and rows of a step."""
+    _check_warmup("grpo", grpo.optimizer, grpo.num_steps)
+    rollouts = grpo.problems_per_step * grpo.group_size
+    if rollouts < ranks.data_ranks:
+        raise InputError(
+            f"grpo.problems_per_step={grpo.problems_per_step} x group_size={grpo.group_size}: "
+            f"{rollouts} rollouts for {ranks.data_ranks} data ranks, some would never learn"
+        )
+    longest = grpo.limits.prompt_tokens + grpo.limits.response_tokens
+    return GRPOPlan(
+        rollouts=rollouts,
+        most_rollouts=rollouts * (1 + grpo.max_backfill_rounds),
+        longest_tokens=longest,
+        most_response_tokens=rollouts * grpo.limits.response_tokens,
+        most_tokens=rollouts * longest,
+        most_micro_batches=math.ceil(rollouts / ranks.data_ranks),
+    )
+
+
+def _check_warmup(stage: str, optimizer: OptimizerConfig, num_steps: int | None) -> None:
+    if num_steps is not None and optimizer.warmup_steps >= num_steps:
+        raise InputError(
+            f"{stage}.optimizer.warmup_steps={optimizer.warmup_steps}: the run has only {num_steps} steps"
+        )
+
+
+def check_context(key: str, limits: LimitsConfig, shape: FalconH1Config) -> None:
+    """Refuse limits beyond the length that the model was made for."""
+    longest = limits.prompt_tokens + limits.response_tokens
+    if longest > shape.max_position_embeddings:
+        raise InputError(
+            f"{key}.limits: prompt_tokens + response_tokens = {longest} is beyond the model's context "
+            f"of {shape.max_position_embeddings}"
+        )
+
+
+# -----------------------------------------------------------------------------
+# Memory
+
+
+def count_parameters(shape: FalconH1Config) -> int:
+    """Parameters of a model of this shape, built without memory; tied ones count once."""
+    import torch
+    from transformers import FalconH1ForCausalLM
+
+    with torch.device("meta"):
+        model = FalconH1ForCausalLM(shape)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def training_bytes(config: Config, num_parameters: int, num_ranks: int) -> float:
+    """Weights, gradients and AdamW's states on one rank. Activations come on top.
+
+    The plain engine keeps all four in the model's dtype. DeepSpeed adds float32 master weights and keeps
+    the two moments in float32: 2 + 2 + 12 bytes in bfloat16. ZeRO 1 shards the optimizer's part, 2 gradients
+    too, 3 all.
+    """
+    size, engine = DTYPE_BYTES[config.model.dtype], config.engine
+    if engine.name == "torch":
+        return 4.0 * size * num_parameters
+    shards = [num_ranks if engine.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    parts = (size, size, 12 if size < 4 else 2 * size)
+    return num_parameters * sum(part / shard for part, shard in zip(parts, shards, strict=True))
+
+
+def decode_bytes(shape: FalconH1Config, dtype: str) -> tuple[int, int]:
+    """What a sequence keeps while it is decoded: SSM and convolution states, and KV cache for every token."""
+    size, layers = DTYPE_BYTES[dtype], shape.num_hidden_layers
+    conv_channels = shape.mamba_d_ssm + 2 * shape.mamba_n_groups * shape.mamba_d_state
+    states = shape.mamba_d_ssm * shape.mamba_d_state + conv_channels * (shape.mamba_d_conv - 1)
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return size * layers * states, size * layers * 2 * shape.num_key_value_heads * head_dim

@@ -1,0 +1,155 @@
+"""Cold-start SFT: packed rows, difficulty weights, one denominator for the whole step."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from falcon_h1r.config import LimitsConfig, SFTConfig
+from falcon_h1r.data.packing import Document, pack_for_rank
+from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.sft.losses import weighted_cross_entropy
+from falcon_h1r.tracking import Tracker
+from falcon_h1r.types import InputError
+
+DevEvaluation = Callable[[], Mapping[str, float]]
+
+
+def train_sft(
+    engine: TorchEngine,
+    documents: Sequence[Document],
+    config: SFTConfig,
+    seed: int,
+    tracker: Tracker,
+    evaluate_dev: DevEvaluation,
+) -> None:
+    """Train on `documents` for the engine's number of steps.
+
+    Args:
+        evaluate_dev: measures the policy on held-out problems; called on every rank, every `dev_every_steps`.
+    """
+    engine.model.train()
+    with tracker.progress(engine.num_steps, "sft", "steps") as progress:
+        for step in range(engine.num_steps):
+            started = time.perf_counter()
+            batch = step_documents(documents, step, config.batch_sequences, seed)
+            metrics = train_step(engine, batch, config.limits.row_tokens)
+            seconds = time.perf_counter() - started
+            metrics["tokens_per_second"] = metrics["tokens"] / seconds
+            progress.advance(1, int(metrics["tokens"]), loss=metrics["loss"])
+
+            # -----------------------------------------------------------------
+            # Look, now and then, at problems it does not train on
+            is_last = step + 1 == engine.num_steps
+            if config.dev_every_steps and ((step + 1) % config.dev_every_steps == 0 or is_last):
+                metrics.update(evaluate_dev())
+            tracker.log(metrics, step + 1)
+
+
+def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
+    """One optimizer step on the documents of the global batch: pack -> denominators -> learn."""
+    world = engine.world
+    rows = pack_for_rank(batch, row_tokens, world.rank, world.size)
+    weighted, unweighted, tokens = world.sum(  # before the first backward
+        [
+            sum(row.loss_weights.sum(dtype=torch.float64).item() for row in rows),
+            sum((row.loss_weights != 0).sum().item() for row in rows),
+            sum(row.num_tokens for row in rows),
+        ]
+    )
+    learning_rate = engine.learning_rate
+    local_loss, local_nll = 0.0, 0.0
+    for row in rows:
+        row = row.to(world.device)
+        logprobs, _ = engine.logprobs(row)
+        loss = weighted_cross_entropy(logprobs, row, weighted)
+        engine.backward(loss)
+        local_loss += loss.item()
+        local_nll -= logprobs.detach().sum().item()
+    grad_norm = engine.step()
+    global_loss, global_nll = world.sum([local_loss, local_nll])
+    return {
+        "loss": global_loss,
+        "loss_unweighted": global_nll / unweighted,
+        "learning_rate": learning_rate,
+        "grad_norm": grad_norm,
+        "tokens": tokens,
+        "loss_tokens": unweighted,
+        "loss_weight": weighted,
+        "sequences": float(len(batch)),
+    }
+
+
+def step_documents(documents: Sequence[Document], step: int, batch_sequences: int, seed: int) -> list[Document]:
+    """The documents of a step: epochs shuffled by (seed, epoch), laid end to end and cut into batches.
+
+    A function of the step alone, so that nothing but the step has to be remembered to resume.
+    """
+    first = step * batch_sequences
+    epoch_orders: dict[int, list[int]] = {}
+    chosen = []
+    for position in range(first, first + batch_sequences):
+        epoch, index = divmod(position, len(documents))
+        if epoch not in epoch_orders:
+            epoch_orders[epoch] = epoch_order(len(documents), epoch, seed)
+        chosen.append(documents[epoch_orders[epoch][index]])
+    return chosen
+
+
+def epoch_order(num_documents: int, epoch: int, seed: int) -> list[int]:
+    """A permutation of the documents, from seed and epoch alone."""
+    order = list(range(num_documents))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def total_steps(config: SFTConfig, num_documents: int) -> int:
+    """Optimizer steps of the run: as configured, or as many as the epochs need."""
+    if config.num_steps is not None:
+        return config.num_steps
+    return max(1, round(config.num_epochs * num_documents / config.batch_sequences))
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDocuments:
+    """What is left within the limits, and what was not."""
+
+    documents: list[Document]
+    num_dropped: int
+    num_trimmed: int
+
+
+def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong: str) -> FittedDocuments:
+    """Drop, or where `overlong` is "trim" cut on the right, traces beyond the limits. Nothing goes uncounted.
+
+    Raises:
+        InputError: where nothing is left to train on.
+    """
+    kept, dropped, trimmed = [], 0, 0
+    for document in documents:
+        prompt = prompt_length(document)
+        if prompt <= limits.prompt_tokens and len(document) - prompt <= limits.response_tokens:
+            kept.append(document)
+        elif overlong == "trim" and prompt <= limits.prompt_tokens:
+            end = prompt + limits.response_tokens
+            kept.append(
+                replace(document, input_ids=document.input_ids[:end], loss_weights=document.loss_weights[:end])
+            )
+            trimmed += 1
+        else:
+            dropped += 1
+    if not kept:
+        raise InputError(
+            f"sft.limits: none of {len(documents)} traces fits prompt_tokens={limits.prompt_tokens} and "
+            f"response_tokens={limits.response_tokens}"
+        )
+    return FittedDocuments(kept, dropped, trimmed)
+
+
+def prompt_length(document: Document) -> int:
+    """Tokens before the first that carries loss."""
+    return next((i for i, weight in enumerate(document.loss_weights) if weight != 0), len(document))

@@ -1,0 +1,255 @@
+"""What a run leaves behind and shows while it runs: metrics.jsonl, samples.jsonl, Weights & Biases, progress.
+
+Rows are comparable between runs: everything that depends on the clock is kept in keys named `seconds`,
+`*_seconds` or `*_per_second`, and `strip_times` removes them. wandb is imported here only, and only when
+switched on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import psutil
+from rich.console import Console
+
+from falcon_h1r.progress import ProgressReporter
+
+GIB = 1024**3
+
+
+class TrackingSettings(Protocol):
+    """The fields of the tracking config that are read here."""
+
+    @property
+    def wandb(self) -> str: ...  # "disabled", "offline" or "online"
+    @property
+    def wandb_project(self) -> str: ...
+    @property
+    def wandb_entity(self) -> str | None: ...
+    @property
+    def log_every_steps(self) -> int: ...
+
+
+def is_time_key(key: str) -> bool:
+    """Whether a metric depends on the clock, by its name."""
+    return key == "seconds" or key.endswith(("_seconds", "_per_second"))
+
+
+def strip_times(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without what depends on the clock: equal in two runs of one seed."""
+    return {key: value for key, value in row.items() if not is_time_key(key)}
+
+
+class Tracker:
+    """One stage's log. Ranks other than the main one may call everything; nothing happens there.
+
+    `group` names the pipeline; by default it is the folder around the stage's folder. `resume_step`, on
+    resume, is the step of the checkpoint gone back to: rows logged after it are taken back, since they are
+    about to be made again, and `seconds` goes on from where that step left it.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        stage: str,
+        config: TrackingSettings,
+        is_main: bool,
+        resolved_config: Mapping[str, Any],
+        *,
+        group: str | None = None,
+        resume_step: int | None = None,
+    ) -> None:
+        self.run_dir, self.stage, self.is_main = Path(run_dir), stage, is_main
+        self._log_every_steps = max(1, config.log_every_steps)
+        self._started = time.monotonic()
+        self._wandb_run: Any = None
+        self._metrics_file: TextIO | None = None
+        if not is_main:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if resume_step is not None:
+            _take_back_rows_after(self.run_dir / "samples.jsonl", resume_step)
+            kept = _take_back_rows_after(self.run_dir / "metrics.jsonl", resume_step)
+            self._started -= max((row["seconds"] for row in kept), default=0.0)
+        self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        if config.wandb != "disabled":
+            folder = self.run_dir.resolve()
+            group = group or (folder.parent.name if folder.name == stage else folder.name)
+            self._wandb_run = _start_wandb(self.run_dir, stage, group, config, resolved_config)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one row to metrics.jsonl, flushed when this returns. Values that are not finite become null.
+
+        W&B gets the rows of every `log_every_steps`-th step, and each row that holds an evaluation (a `dev_`
+        key).
+        """
+        if self._metrics_file is None:
+            return
+        row: dict[str, Any] = {"stage": self.stage, "step": step}
+        row.update({key: _finite(value) for key, value in metrics.items()})
+        row["seconds"] = round(time.monotonic() - self._started, 3)
+        self._metrics_file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics_file.flush()
+        is_due = step % self._log_every_steps == 0 or any(key.startswith("dev_") for key in metrics)
+        if self._wandb_run is not None and is_due:
+            scalars = {key: value for key, value in row.items() if key != "stage" and value is not None}
+            self._wandb_run.log({f"{self.stage}/{key}": value for key, value in scalars.items()})
+
+    def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append transcripts to samples.jsonl, one JSON object a line."""
+        if not self.is_main:
+            return
+        with open(self.run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+
+    @contextmanager
+    def progress(
+        self, total: int, description: str, unit: str, completed: int = 0
+    ) -> Iterator[ProgressReporter]:
+        """Show progress with the current loss or reward, tokens/s and an ETA; `completed` on resume.
+
+        On a terminal a bar; elsewhere one plain line every 10% or 20 seconds.
+        """
+        if not self.is_main:
+            yield ProgressReporter(total, description, unit, completed, console=None)
+            return
+        reporter = ProgressReporter(total, description, unit, completed, console=Console())
+        with reporter.bar:
+            yield reporter
+
+    def finish(self) -> None:
+        """Close the files and the W&B run. Calling it twice does no harm."""
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
+            self._wandb_run = None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.finish()
+
+
+def _finite(value: float) -> float | int | None:
+    """A JSON number; None for NaN and infinities, which JSON lacks. Takes NumPy's and torch's scalars."""
+    if isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def _take_back_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the rows of later steps, and a last line that a kill has cut in half. Returns what is left."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole_lines = text[: text.rfind("\n") + 1].splitlines()
+    kept = [row for row in map(json.loads, whole_lines) if row.get("step", 0) <= step]
+    beside = path.with_suffix(".jsonl.tmp")
+    beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    beside.replace(path)
+    return kept
+
+
+def _start_wandb(
+    run_dir: Path, stage: str, group: str, config: TrackingSettings, resolved_config: Mapping[str, Any]
+) -> Any:
+    """A W&B run: the pipeline is its group, the stage its job type. Its id stays in the folder."""
+    import wandb
+
+    id_file = run_dir / "wandb_run_id.txt"
+    if not id_file.exists():
+        id_file.write_text(secrets.token_hex(4) + "\n")
+    run = wandb.init(
+        mode="online" if config.wandb == "online" else "offline",
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        group=group,
+        job_type=stage,
+        name=f"{group}-{stage}",
+        id=id_file.read_text().strip(),
+        resume="allow" if config.wandb == "online" else None,
+        dir=os.environ.get("WANDB_DIR", str(run_dir)),
+        config=dict(resolved_config),
+        settings=wandb.Settings(console="off", silent=config.wandb == "offline"),
+    )
+    run.define_metric(f"{stage}/step")
+    run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What it ran on
+
+
+def peak_memory_gib() -> float:
+    """Peak resident memory of this process and its living descendants, in GiB; sum it over ranks.
+
+    The sum of their high-water marks (VmHWM; the current size where the system has no /proc). An upper bound:
+    the marks need not fall on the same moment, and pages shared after a fork count in each process. Children
+    that have ended are not counted, since getrusage reports for them at least this process's own size, from
+    before exec: call it before closing the workers.
+    """
+    own = psutil.Process()
+    return sum(_peak_resident_bytes(process) for process in [own, *own.children(recursive=True)]) / GIB
+
+
+def _peak_resident_bytes(process: psutil.Process) -> int:
+    try:
+        status_file = Path(f"/proc/{process.pid}/status")
+        status = status_file.read_text() if status_file.exists() else ""
+        marks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(marks[0]) * 1024 if marks else int(process.memory_info().rss)
+    except (OSError, psutil.Error):  # a child that ended in between
+        return 0
+
+
+def environment_versions() -> dict[str, str]:
+    """Python, the libraries that matter to the numbers, the git revision, the platform and the processor."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "tokenizers", "numpy", "sympy", "deepspeed"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    versions["git_revision"] = _git_revision()
+    versions["platform"] = platform.platform()
+    versions["processor"] = f"{_processor_name()}, {os.cpu_count()} cores"
+    return versions
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_revision() -> str:
+    """The revision of the source tree the package is imported from; "unknown" where it is not part of one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+
+    try:
+        if git("ls-files", "--error-unmatch", Path(__file__).name).returncode != 0:
+            return "unknown"  # installed somewhere below a repository that is not ours
+        revision = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+        changes = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
+        return f"{revision}-dirty" if changes else revision
+    except FileNotFoundError:  # no git on this machine
+        return "unknown"

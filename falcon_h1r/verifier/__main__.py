@@ -1,0 +1,79 @@
+"""`python -m falcon_h1r.verifier`: JSON lines {"id", "prediction", "gold"} in, verdicts out in order,
+streaming.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import sys
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from falcon_h1r.types import Verdict
+from falcon_h1r.verifier.service import Verifier
+
+_MAX_WAITING = 1_000  # lines read ahead of the oldest open verdict
+
+
+def _row(line_id: Any, verdict: Verdict) -> dict[str, Any]:
+    judged = verdict.status in ("correct", "wrong")
+    return {
+        "id": line_id,
+        "correct": verdict.correct if judged else None,
+        "status": verdict.status,
+        "stage": verdict.stage,
+        "reason": verdict.reason,
+        "seconds": round(verdict.seconds, 6),
+    }
+
+
+def _write(waiting: queue.Queue[tuple[Any, Future[Verdict]] | None]) -> None:
+    """Print verdicts in the order of their lines, each as soon as it is there."""
+    while (entry := waiting.get()) is not None:
+        line_id, future = entry
+        sys.stdout.write(json.dumps(_row(line_id, future.result())) + "\n")
+        sys.stdout.flush()
+
+
+def _refusal(reason: str) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(Verdict("undecided", "input", reason))
+    return future
+
+
+def _submit(verifier: Verifier, line: str) -> tuple[Any, Future[Verdict]]:
+    """A line's id and the future of its verdict; a line that is no pair is answered, not fatal."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return None, _refusal(f"not JSON: {error}")
+    if not isinstance(row, dict):
+        return None, _refusal("not a JSON object")
+    if not all(isinstance(row.get(field), str) for field in ("prediction", "gold")):
+        return row.get("id"), _refusal('needs strings "prediction" and "gold"')
+    return row.get("id"), verifier.submit(row["prediction"], row["gold"])
+
+
+def main() -> None:
+    """Serve stdin until it ends."""
+    parser = argparse.ArgumentParser(prog="python -m falcon_h1r.verifier", description=__doc__)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--deadline", type=float, default=2.0, help="seconds for one pair's algebra")
+    parser.add_argument("--after-think", action="store_true", help="only text behind </think> counts")
+    options = parser.parse_args()
+    waiting: queue.Queue[tuple[Any, Future[Verdict]] | None] = queue.Queue(_MAX_WAITING)
+    writer = threading.Thread(target=_write, args=(waiting,))
+    with Verifier(options.workers, options.deadline, options.after_think) as verifier:
+        writer.start()
+        for line in sys.stdin:
+            if line.strip():
+                waiting.put(_submit(verifier, line))
+        waiting.put(None)
+        writer.join()
+
+
+if __name__ == "__main__":
+    main()

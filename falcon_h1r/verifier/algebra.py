@@ -1,0 +1,106 @@
+"""What needs many-digit arithmetic or sympy. Imports mpmath, and sympy only when a limit asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import mpmath
+
+from falcon_h1r.verifier.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
+from falcon_h1r.verifier.probe import needs_symbols, points, same_function
+from falcon_h1r.verifier.realset import INFINITY, SetBuilder
+from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, free_symbols, number
+
+_MIN_POINTS = 3
+_MAX_DECIMAL_BITS = 2_000
+
+
+def same_expression(a: Node, b: Node, meter: Meter) -> bool:
+    """Whether two expressions are equal: by values at points, by sympy where there are none."""
+    try:
+        answer = same_function(a, b, meter)
+    except NotNumeric:
+        if not needs_symbols(a, b):
+            return False
+        from falcon_h1r.verifier.symbolic import same_by_sympy
+
+        return same_by_sympy(a, b)
+    return bool(answer)
+
+
+def proportional(f: Node, g: Node, positive: bool, meter: Meter) -> bool:
+    """Whether f = c g for a constant c other than 0: then f = 0 and g = 0 say the same."""
+    names = free_symbols(f) | free_symbols(g)
+    if not names or free_symbols(f) != free_symbols(g):
+        return False
+    anchor: tuple[Any, Any] | None = None
+    agreeing = 0
+    mp = context(LOW_DIGITS)
+    for point in points(names):
+        try:
+            u, v = (NumericEvaluator(LOW_DIGITS, point, meter)(node) for node in (f, g))
+        except Undefined:
+            continue
+        except NotNumeric:
+            return False
+        if (u == 0) != (v == 0):
+            return False
+        if u == 0:
+            continue
+        if anchor is None:
+            anchor = (u, v)
+            if positive and (mp.im(u / v) != 0 or mp.re(u / v) < 0):
+                return False
+        elif abs(u * anchor[1] - v * anchor[0]) > abs(u * anchor[1]) * mp.mpf(10) ** -20:
+            return False
+        agreeing += 1
+    return agreeing >= _MIN_POINTS
+
+
+def close_constants(
+    prediction: Node, gold: Node, tolerance: Callable[[Fraction, Node, Fraction, Node], bool], meter: Meter
+) -> bool:
+    """Whether one is a long decimal of the other; only real constants have decimals."""
+    if free_symbols(prediction) or free_symbols(gold):
+        return False
+    try:
+        a, b = (NumericEvaluator(LOW_DIGITS, {}, meter)(node) for node in (prediction, gold))
+    except (Undefined, NotNumeric):
+        return False
+    mp = context(LOW_DIGITS)
+    if mp.im(a) != 0 or mp.im(b) != 0 or max(abs(mp.mag(v)) for v in (a, b) if v) > _MAX_DECIMAL_BITS:
+        return False
+    return tolerance(_fraction(mp.re(a)), prediction, _fraction(mp.re(b)), gold)
+
+
+def _fraction(value: Any) -> Fraction:
+    """A many-digit number as the fraction that it is."""
+    return Fraction(*mpmath.libmp.to_rational(value._mpf_))
+
+
+def many_digit_sets(meter: Meter) -> SetBuilder:
+    """A builder of sets whose ends are many-digit numbers."""
+    mp = context(LOW_DIGITS)
+
+    def real(node: Node) -> Any:
+        if node.op == "sym" and node.name == "oo":
+            return INFINITY
+        if node.op == "mul" and node.args == (number(-1), Node("sym", name="oo")):
+            return -INFINITY
+        try:
+            value = NumericEvaluator(LOW_DIGITS, {}, meter)(node)
+        except Undefined as error:
+            raise NotNumeric("no value") from error
+        if mp.im(value) != 0:
+            raise NotNumeric("not real")
+        return mp.re(value)
+
+    def evaluate(node: Node, variable: str, x: Any) -> Any:
+        value = NumericEvaluator(LOW_DIGITS, {variable: x}, meter)(node)
+        if mp.im(value) != 0:
+            raise Undefined("not real")
+        return mp.re(value)
+
+    return SetBuilder(real, mp.mpf(10) ** -18, evaluate)

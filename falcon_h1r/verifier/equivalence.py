@@ -1,0 +1,153 @@
+"""The stages of a verdict, cheap first: string, normalised string, numbers, structure, algebra."""
+
+from __future__ import annotations
+
+import re
+import time
+from fractions import Fraction
+from functools import lru_cache
+
+from falcon_h1r.types import Verdict, VerdictStatus
+from falcon_h1r.verifier.compare import UNREADABLE, Comparison, NeedsAlgebra
+from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.notation import clean, compact
+from falcon_h1r.verifier.parse_answer import parse_answer
+from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, NotationError
+from falcon_h1r.verifier.units import is_plain_number, without_unit
+
+_MULTIPLE_CHOICE = "ABCDEFGHIJ"
+_OPTION_PREFIX = re.compile(r"\{?\(?([A-J])[).:]\}?(?=[^\s)}])")
+
+
+@lru_cache(maxsize=256)
+def _parsed(answer: str, join_thousands: bool) -> Node | str:
+    """The tree, or why there is none: golds repeat, and so do answers."""
+    try:
+        return parse_answer(answer, join_thousands)
+    except NotationError as error:
+        return str(error)
+
+
+@lru_cache(maxsize=1024)
+def _key(answer: str) -> tuple[str, str]:
+    """(cleaned, compact) forms of an answer."""
+    cleaned = clean(answer)
+    return cleaned, compact(cleaned)
+
+
+def readings(answer: str) -> list[Node]:
+    """Trees of an answer: 100,200 is a number, and failing that a list. Raises BudgetExceeded."""
+    found = [_parsed(answer, True)]
+    if "," in answer and not isinstance(found[0], str) and (split := _parsed(answer, False)) != found[0]:
+        found.append(split)
+    return [tree for tree in found if isinstance(tree, Node)]
+
+
+def is_text(answer: str) -> bool:
+    """Whether an answer that does not parse is words rather than broken mathematics."""
+    cleaned, _ = _key(answer)
+    letters = sum(c.isalpha() for c in cleaned)
+    return "\\" not in cleaned and letters >= max(2, len(cleaned) // 2)
+
+
+def _option_letter(compacted: str) -> str:
+    """The letter of (C), C. and "C) 12"; "" for anything else."""
+    prefix = _OPTION_PREFIX.match(compacted)
+    if prefix:
+        return prefix.group(1)
+    stripped = compacted.strip("()[]{}. ")
+    if len(stripped) == 1 and stripped.upper() in _MULTIPLE_CHOICE and stripped.isalpha():
+        return stripped.upper()
+    return ""
+
+
+def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
+    """(stage, reason) when the strings alone settle that the answer is right."""
+    if answer.strip() == gold.strip():
+        return "string", "the strings are equal"
+    if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
+        return None
+    (cleaned, key), (gold_cleaned, gold_key) = _key(answer), _key(gold)
+    if key and key == gold_key:
+        return "normalised", "the normalised strings are equal"
+    letter = _option_letter(key)
+    if letter and letter == _option_letter(gold_key):
+        return "normalised", "the same option"
+    for one, other in ((cleaned, gold_cleaned), (gold_cleaned, cleaned)):
+        value = without_unit(one)
+        if value is not None and is_plain_number(other) and Fraction(value) == Fraction(other):
+            return "number", "the same number with a unit"
+    return None
+
+
+def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictStatus, str, str]:
+    """(status, stage, reason) for an extracted answer; raises NeedsAlgebra when that is needed and not
+    allowed.
+    """
+    if not gold.strip():
+        return "unverifiable_gold", "gold", "the gold is empty"
+    if answer is None:
+        return "wrong", "extract", "no balanced box"
+    if not answer.strip():
+        return "wrong", "extract", "the box is empty"
+    if settled := _same_strings(answer, gold):
+        return "correct", *settled
+    try:
+        golds = readings(gold)
+    except BudgetExceeded as error:
+        return "undecided", "budget", f"gold: {error}"
+    if not golds:
+        if is_text(gold):
+            return "wrong", "string", "the texts differ"
+        return "unverifiable_gold", "gold", f"the gold does not parse: {_parsed(gold, True)}"
+    try:
+        predictions = readings(answer)
+    except BudgetExceeded as error:
+        return "undecided", "budget", str(error)
+    if not predictions:
+        return "wrong", "parse", f"the answer does not parse: {_parsed(answer, True)}"
+    return _compare_readings(predictions, golds, algebra)
+
+
+def _compare_readings(
+    predictions: list[Node], golds: list[Node], algebra: bool
+) -> tuple[VerdictStatus, str, str]:
+    stage = "number"
+    needs_algebra = False
+    for prediction in predictions:
+        for gold in golds:
+            comparison = Comparison(algebra)
+            try:
+                same = comparison.same(prediction, gold)
+            except NeedsAlgebra:
+                needs_algebra = True
+                continue
+            except BudgetExceeded as error:
+                return "undecided", "budget", str(error)
+            except UNREADABLE as error:
+                return "wrong", comparison.stage, f"no value: {error}"
+            stage = comparison.stage
+            if same:
+                return "correct", stage, "equal"
+    if needs_algebra:
+        raise NeedsAlgebra
+    return "wrong", stage, "not equal"
+
+
+def verify(prediction_text: str, gold: str, after_think: bool = False) -> Verdict:
+    """Judge one response in this process, without a deadline: sizes are bounded, limits and integrals are
+    not.
+
+    Never raises on any text. `Verifier` gives the same verdicts with killable processes around the algebra.
+    """
+    start = time.perf_counter()
+    status, stage, reason = judge(extract_boxed(prediction_text, after_think), gold)
+    return Verdict(status, stage, reason, time.perf_counter() - start)
+
+
+def check_gold(gold: str) -> bool:
+    """Whether a gold can be judged against: it parses within the budgets, or it is plain text."""
+    try:
+        return bool(gold.strip()) and (bool(readings(gold)) or is_text(gold))
+    except BudgetExceeded:
+        return False

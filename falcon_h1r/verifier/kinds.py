@@ -1,0 +1,56 @@
+"""What kind of answer a tree is, by its notation."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+from falcon_h1r.verifier.rewrite import expand_signs, is_equation, is_name
+from falcon_h1r.verifier.tree import Node, free_symbols
+
+
+def all_differ(labels: list[str]) -> bool:
+    """Whether each item has a name of its own, so that order matters; x_1 and x_2 are roots in any order."""
+    return (
+        len(labels) > 1 and all(labels) and len({label.partition("_")[0] for label in labels}) == len(labels)
+    )
+
+
+def same_function_label(a: Node, b: Node) -> bool:
+    """Whether two labels may name one function: f(x) and y, or f(x) and g(x), but not f(x) and x."""
+    if a.args[0].op != "sym" or b.args[0].op != "sym":
+        return False
+    names = [a.args[0].name, b.args[0].name]
+    arguments = [name.partition("(")[2].rstrip(")") for name in names]
+    return any(arguments) and names[0] not in arguments and names[1] not in arguments
+
+
+def num_variables(node: Node) -> int:
+    """How many variables a tree has."""
+    return len(free_symbols(node))
+
+
+def is_set(node: Node) -> bool:
+    """Whether the notation says "a set of reals" rather than a list or a point."""
+    if node.op in ("union", "inter", "minus", "builder"):
+        return True
+    if node.op == "tuple":
+        return len(node.args) == 2 and node.name != "()"
+    if node.op == "sym":
+        return node.name == "set:R"
+    if node.op == "chain":
+        return not is_equation(node)
+    if node.op == "list":  # conditions, or pieces of a union
+        return any(a.op == "chain" and not is_equation(a) for a in node.args)
+    return node.op == "add" and any(is_set(a) or a.op == "set" for a in node.args)
+
+
+def as_set(node: Node) -> Node:
+    """A list of values against a set is a set; a label before an interval goes."""
+    if node.op == "list" and all(a.op == "tuple" and len(a.args) == 2 for a in node.args):
+        return functools.reduce(lambda a, b: Node("union", (a, b)), node.args)
+    if node.op == "list" and not is_set(node) and not any(a.op == "chain" for a in node.args):
+        return Node("set", tuple(itertools.chain.from_iterable(expand_signs(a) for a in node.args)))
+    if node.op == "chain" and node.name == "in" and is_name(node.args[0]):
+        return node.args[1]
+    return node

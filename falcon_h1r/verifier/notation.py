@@ -1,0 +1,143 @@
+"""From many ways of writing to few: unicode, LaTeX sizes and spaces, thousands separators, remarks."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from falcon_h1r.verifier.extract import unwrap_boxes
+
+_UNICODE = {
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*",
+    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "√": r"\sqrt ",
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
+    "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "∈": r"\in ", "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "∠": r"\angle ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "→": r"\to ", "′": "'", "’": "'",
+    "∣": "|", "，": ",", "；": ";", "：": ":", "％": "%", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
+    "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+}  # fmt: skip
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
+    "chi psi omega"
+).split()
+for _name in _GREEK:
+    _official = _name.replace("lambda", "lamda").upper()
+    _UNICODE[unicodedata.lookup(f"GREEK SMALL LETTER {_official}")] = f"\\{_name} "
+    _UNICODE[unicodedata.lookup(f"GREEK CAPITAL LETTER {_official}")] = f"\\{_name.capitalize()} "
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_TRANSLATION = str.maketrans(_UNICODE)
+_INVISIBLE = frozenset(("Cf", "Cc", "Cs", "Co", "Cn"))
+
+_END = r"(?![A-Za-z])"  # of a command's name
+_TEXT = r"\\(?:text|mathrm)\s*\{\s*"
+
+# Applied in order to the LaTeX source; each drops or unifies one way of writing and never changes the value.
+_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\$|[€£¥₹]", ""),
+        (r"\\\\\s*\[[\d.]+\s*(?:em|ex|pt|mm|cm)\]", r"\\\\ "),
+        (r"(?<!\\)\\[()\[\]]|\$+", " "),
+        (r"\\(?:left|right)\s*\.", " "),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)" + _END, " "),
+        (r"\\(?:hspace|vspace|phantom|label|tag|color|textcolor)\*?\{[^{}]*\}", " "),
+        (r"(\d)\{,\}(?=\d{3}(?!\d))", r"\1"),
+        (r"(\d)\s*,\s*\\!\s*(?=\d{3}(?!\d))", r"\1"),
+        (r"(\d)(?:\\[,;: ]\s?)(?=\d{3}(?!\d))", r"\1"),
+        (r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|enspace|thinspace|hfill|newline|nobreak)" + _END + ")|~", " "),
+        (r"\\[dtc]frac" + _END, r"\\frac"),
+        (r"\\[dt]binom" + _END, r"\\binom"),
+        (r"\\(?:leq|leqslant|le)" + _END + "|<=|=<", "≤"),
+        (r"\\(?:geq|geqslant|ge)" + _END + "|>=", "≥"),
+        (r"\\(?:neq|ne)" + _END + "|!=", "≠"),
+        (r"\\&", " , "),
+        (r"\\lt" + _END, "<"),
+        (r"\\gt" + _END, ">"),
+        (r"\\(?:mid|vert|lvert|rvert)" + _END, "|"),
+        (r"\\(?:cupdot|sqcup|bigcup)" + _END, r"\\cup "),
+        (r"\\lbrace" + _END, r"\\{"),
+        (r"\\rbrace" + _END, r"\\}"),
+        (r"\\(?:varnothing|O)" + _END, r"\\emptyset "),
+        (r"\\var(?=epsilon|theta|phi|rho|sigma|kappa|pi)", r"\\"),
+        (r"\\%|" + _TEXT + r"(?:%|\\%|percent|per cent|pct)\s*\}", "%"),
+        (r"(?<=\d)\s*(?:percent|per cent|pct)\b", "%"),
+        (r"\\(?:degree|degrees)" + _END, r"^\\circ "),
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ" + _END, r"°"),
+        # a unit written as a fraction of words
+        (r"\\frac\s*\{\s*" + _TEXT + r"([^{}]*)\}\s*\}\s*\{\s*" + _TEXT + r"[^{}]*\}(?:\^\{?\d\}?)?\s*\}",
+         r"\\text{\1} "),
+        # ordinals: 12th, 5^{th}
+        (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:" + _TEXT + r")?(?:st|nd|rd|th)" + _END + r"\s*\}*", ""),
+        (r"(?<=\S)\s*\\text\s*\{\s*\([^{}()]*\)\s*\}\s*$", ""),
+        (r"(?i)^\s*(?:\\text\s*\{)?\s*all real (?:numbers|values)\s*\}?\s*$", r"\\mathbb{R}"),
+        (r"\\colon" + _END, ":"),
+        (r"\\(?:simeq|cong|sim|doteq)" + _END, r"\\approx "),
+    )
+)  # fmt: skip
+_THOUSANDS = re.compile(r"(?<![\d.,^_])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,^_/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]| \d)")
+# What follows a value without being part of it: an approximation, a condition, the domain of a parameter.
+_REMARK = re.compile(
+    r"\\text\s*\{\s*[(\[]?\s*(?:approx\w*|about|roughly|or about|i\.e|where|for|when|if|with)\b"
+    r"|[(\[]\s*(?:\\text\s*\{\s*)?(?:approximately|approx|about|roughly|where)\b"
+    r"|(?:,|\(|\\text\s*\{[^{}]*\})\s*[a-zA-Z](?:\s*,\s*[a-zA-Z]){0,4}\s*\\in\s*(?:\\mathbb\s*\{?\s*|\\)?[ZNQR]\b"
+    r"|\\forall\b|\bfor all\b|\bfor every\b|\bwhere\b"
+)
+_REVERSED_BRACKETS = re.compile(r"(\])([^\[\]]+)([\[\]])")  # ]0,1[ for (0,1)
+
+
+def _join_thousands(text: str) -> str:
+    """Thousands separators removed outside brackets; inside, (312,123) is a pair."""
+    if not re.search(r"\d[, ]\d{3}", text):
+        return text
+    out: list[str] = []
+    depth = 0
+    for piece in re.split(r"([()\[\]{}])", text):
+        if piece in ("(", "[", "{"):
+            depth += 1
+        elif piece in (")", "]", "}"):
+            depth -= 1
+        elif depth == 0:
+            for pattern in (_THOUSANDS, _SPACED_THOUSANDS):
+                piece = pattern.sub(
+                    lambda m: m.group(1) + m.group(2).replace(",", "").replace(" ", ""), piece
+                )
+        out.append(piece)
+    return "".join(out)
+
+
+def clean(answer: str, join_thousands: bool = True) -> str:
+    """The answer in few ways of writing: what the tokeniser reads."""
+    text = unwrap_boxes(answer)
+    text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).translate(_TRANSLATION)
+        text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "\n\t")
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    text = " ".join(text.split())
+    if reversed_brackets := _REVERSED_BRACKETS.fullmatch(text):
+        _, body, high = reversed_brackets.groups()
+        text = "(" + body + (")" if high == "[" else high)
+    if text.startswith("**") and text.endswith("**") and len(text) > 4:
+        text = text[2:-2].strip()
+    remark = _REMARK.search(text)
+    if remark and remark.start() > 0:
+        text = text[: remark.start()].rstrip(" ,")
+    if join_thousands:
+        text = _join_thousands(text)
+    while text and text[-1] in ".,;: \\":
+        text = text[:-1]
+    return text
+
+
+def compact(cleaned: str) -> str:
+    r"""A cleaned answer as a key: no spaces, no text wrappers, lower case unless it is one letter."""
+    key = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|rm|bf)(?![A-Za-z])\s*", "", cleaned)
+    key = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", key)
+    key = re.sub(r"\{\s*([A-Za-z0-9])\s*\}", r"\1", key)
+    # a space that ends a command's name is needed, every other one is not
+    key = re.sub(r"(\\[A-Za-z]+) +(?=[A-Za-z])", r"\1" + "\0", key).replace(" ", "").replace("\0", " ")
+    return key.lower() if re.fullmatch(r"[A-Za-z]{2,}[A-Za-z .,']*", key) else key

@@ -1,0 +1,215 @@
+"""Values of trees in many-digit arithmetic (mpmath).
+
+Arguments of powers, factorials and trigonometric functions are bounded before mpmath sees them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import mpmath
+
+from falcon_h1r.verifier.tree import (
+    MAX_NUMERIC_WORK,
+    MAX_TOTAL_NUMERIC_WORK,
+    BudgetExceeded,
+    Node,
+    NotNumeric,
+    Undefined,
+)
+
+LOW_DIGITS, HIGH_DIGITS = 30, 80
+_MAX_EXPONENT_BITS = 60  # of the binary exponent of any value: larger towers are beyond the budget
+_MAX_TRIG = 10**30
+_MAX_SUM_TERMS = 1_000
+_WEIGHTS = {"factorial": 20, "binom": 40, "root": 4, "log": 6}
+_local = threading.local()
+
+
+def context(digits: int) -> Any:
+    """mpmath's arithmetic at a precision, one per thread: its global context belongs to everybody."""
+    contexts: dict[int, Any] = _local.__dict__.setdefault("contexts", {})
+    if digits not in contexts:
+        contexts[digits] = mpmath.MPContext()
+        contexts[digits].dps = digits
+    return contexts[digits]
+
+
+class Meter:
+    """Counts the numeric work of one comparison, however many evaluations it takes."""
+
+    def __init__(self) -> None:
+        self.work = 0
+
+    def spend(self, amount: int) -> None:
+        """Account for work; raises BudgetExceeded when there has been too much."""
+        self.work += amount
+        if self.work > MAX_TOTAL_NUMERIC_WORK:
+            raise BudgetExceeded("numeric evaluations beyond their budget")
+
+
+class NumericEvaluator:
+    """Evaluates trees at one point. Raises Undefined, NotNumeric or BudgetExceeded, never hangs."""
+
+    def __init__(self, digits: int, point: Mapping[str, Any], meter: Meter) -> None:
+        self.mp = context(digits)
+        self.meter = meter
+        self.point = dict(point)
+        self.work = 0
+        self.in_angle = False
+
+    def __call__(self, node: Node) -> Any:
+        value = self.evaluate(node)
+        if not self.mp.isfinite(value):
+            raise Undefined("no finite value")
+        return value
+
+    def spend(self, amount: int) -> None:
+        self.work += amount
+        self.meter.spend(amount)
+        if self.work > MAX_NUMERIC_WORK:
+            raise BudgetExceeded("numeric evaluation beyond its budget")
+
+    def bounded(self, value: Any) -> Any:
+        """The value, unless its exponent has grown out of hand."""
+        magnitude = self.mp.mag(value) if value else 0
+        if not isinstance(magnitude, int) or magnitude.bit_length() > _MAX_EXPONENT_BITS:
+            raise BudgetExceeded("a value out of range")
+        return value
+
+    def evaluate(self, node: Node) -> Any:
+        """The value of a tree, not yet checked to be finite."""
+        self.spend(1)
+        op, args = node.op, node.args
+        if op == "num":
+            return self.mp.mpf(node.value.numerator) / node.value.denominator
+        if op == "sym":
+            return self.symbol(node.name)
+        if op == "add":
+            return self.mp.fsum([self.evaluate(a) for a in args])
+        if op == "mul":
+            return self.bounded(self.mp.fprod([self.evaluate(a) for a in args]))
+        if op == "div":
+            top, bottom = self.evaluate(args[0]), self.evaluate(args[1])
+            if bottom == 0:
+                raise Undefined("division by zero")
+            return self.bounded(top / bottom)
+        if op == "pow":
+            return self.power(self.evaluate(args[0]), self.evaluate(args[1]))
+        if op == "func":
+            return self.function(node)
+        if op == "percent":
+            return self.evaluate(args[0]) / 100
+        if op == "degree":
+            return self.evaluate(args[0]) * (self.mp.pi / 180 if self.in_angle else 1)
+        if op == "big":
+            return self.finite_sum(node)
+        raise NotNumeric(op)
+
+    def symbol(self, name: str) -> Any:
+        """The value of a constant, or of a variable at the point."""
+        if name in self.point:
+            return self.mp.mpmathify(self.point[name])
+        if name in ("pi", "e"):
+            return +(self.mp.pi if name == "pi" else self.mp.e)
+        if name == "i":
+            return self.mp.mpc(0, 1)
+        if name == "oo":
+            raise Undefined("infinity")
+        raise NotNumeric(name)
+
+    def power(self, base: Any, exponent: Any) -> Any:
+        """base ** exponent, principal value; the size of the result is estimated first."""
+        self.spend(3)
+        if base == 0:
+            if self.mp.re(exponent) <= 0 and exponent != 0:
+                raise Undefined("zero to a negative power")
+            return self.mp.mpf(1 if exponent == 0 else 0)
+        if exponent and self.mp.mag(exponent) + self.mp.mag(abs(self.mp.mag(base)) + 1) > _MAX_EXPONENT_BITS:
+            raise BudgetExceeded("a power out of range")
+        return self.bounded(self.mp.power(base, exponent))
+
+    # ------------------------------------------------------------------ functions
+    def function(self, node: Node) -> Any:
+        """The value of a function; degrees count as angles inside trigonometric ones."""
+        self.spend(_WEIGHTS.get(node.name, 4))
+        trigonometric = node.name in _TRIGONOMETRIC
+        outer, self.in_angle = self.in_angle, self.in_angle or trigonometric
+        args = [self.evaluate(a) for a in node.args]
+        self.in_angle = outer
+        if any(abs(a) > _MAX_TRIG for a in args) and (trigonometric or node.name in _GROWING):
+            raise BudgetExceeded(f"{node.name} of a huge argument")
+        name = _MPMATH_NAMES.get(node.name, node.name)
+        if node.name in _ONE_ARGUMENT and len(args) == 1:
+            return self.guarded(name, args)
+        if node.name == "log":
+            return self.logarithm(args)
+        if node.name in ("factorial", "binom"):
+            if any(abs(a) > 10**12 for a in args):
+                raise BudgetExceeded(f"{node.name} of a huge argument")
+            return self.guarded(name, args)
+        if node.name == "root" and len(args) == 2:
+            return self.real_root(*args)
+        if node.name in ("max", "min") and all(self.mp.im(a) == 0 for a in args):
+            return max(args) if node.name == "max" else min(args)
+        raise NotNumeric(node.name)
+
+    def guarded(self, name: str, args: list[Any]) -> Any:
+        """A function of mpmath, its own complaints about poles and domains read as "no value"."""
+        if name in ("floor", "ceil", "sign") and self.mp.im(args[0]) != 0:
+            raise NotNumeric(name)
+        try:
+            return self.bounded(getattr(self.mp, name)(*args))
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
+            raise Undefined(str(error)) from error
+
+    def logarithm(self, args: list[Any]) -> Any:
+        """Natural, or to the base that stands second."""
+        if any(a == 0 for a in args) or len(args) > 2 or (len(args) == 2 and args[1] == 1):
+            raise Undefined("a logarithm outside its domain")
+        return self.mp.ln(args[0]) / (self.mp.ln(args[1]) if len(args) == 2 else 1)
+
+    def real_root(self, value: Any, degree: Any) -> Any:
+        """The real root of odd degree of a negative number, as the radical sign means it."""
+        if degree == 0:
+            raise Undefined("a root of degree 0")
+        odd = self.mp.isint(degree) and int(degree) % 2 == 1 if abs(degree) < 10**6 else False
+        if odd and self.mp.im(value) == 0 and self.mp.re(value) < 0:
+            return -self.power(-value, 1 / degree)
+        return self.power(value, 1 / degree)
+
+    def finite_sum(self, node: Node) -> Any:
+        """A sum or product between integers, term by term."""
+        kind, _, index = node.name.partition(":")
+        if kind not in ("sum", "prod") or any(limit.name == "oo" for limit in node.args[1:]):
+            raise NotNumeric(kind)
+        lower, upper = self.evaluate(node.args[1]), self.evaluate(node.args[2])
+        if not (self.mp.isint(lower) and self.mp.isint(upper)):
+            raise NotNumeric("limits that are not integers")
+        if upper - lower > _MAX_SUM_TERMS:
+            raise BudgetExceeded("a sum of too many terms")
+        outer = self.point.get(index)
+        total = self.mp.mpf(0 if kind == "sum" else 1)
+        for term in range(int(lower), int(upper) + 1):
+            self.point[index] = term
+            value = self.evaluate(node.args[0])
+            total = total + value if kind == "sum" else self.bounded(total * value)
+        self.point.pop(index, None)
+        if outer is not None:
+            self.point[index] = outer
+        return total
+
+
+_TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
+_GROWING = frozenset("sinh cosh tanh coth sech csch floor ceil".split())
+_MPMATH_NAMES = {
+    "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
+    "arccsc": "acsc", "arcsinh": "asinh",
+    "arccosh": "acosh", "arctanh": "atanh", "abs": "fabs", "binom": "binomial", "sgn": "sign", "Re": "re",
+    "Im": "im",
+}  # fmt: skip
+_ONE_ARGUMENT = (
+    _TRIGONOMETRIC | _GROWING | frozenset(n for n in _MPMATH_NAMES if n != "binom") | frozenset(("ln",))
+)  # fmt: skip

@@ -1,0 +1,230 @@
+"""Recursive descent over tokens: a whole answer. Lists, labels, relations, brackets, sets, big operators."""
+
+from __future__ import annotations
+
+from falcon_h1r.verifier.notation import clean
+from falcon_h1r.verifier.parse_expression import ExpressionParser
+from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError
+
+RELATIONS = {"=": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"}
+_CLOSES = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
+_MAX_PIECES = 60
+_SET_OPERATORS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus", "\\backslash": "minus"}
+
+
+class AnswerParser(ExpressionParser):
+    """The grammar of answers on top of that of expressions."""
+
+    def answer(self) -> Node:
+        """Everything up to the end of the text."""
+        node = self.collection(())
+        if self.token.kind != "eof":
+            raise NotationError(f"unexpected {self.token.text[:20]!r}")
+        return node
+
+    def collection(self, closing: tuple[str, ...]) -> Node:
+        """Items between separators; several items to a semicolon are one tuple each: p=5,q=2; p=7,q=2."""
+        groups: list[list[Node]] = [[]]
+        kinds: set[str] = set()
+        while self.token.kind != "eof" and self.token.text not in closing:
+            if self.token.kind == "sep":
+                kinds.add(self.token.text)
+                if self.advance().text == ";" and groups[-1]:
+                    groups.append([])
+                continue
+            if groups[-1] and self.tokens[self.position - 1].kind != "sep":
+                raise NotationError(f"unexpected {self.token.text[:20]!r}")
+            groups[-1].append(self.item())
+            if len(groups) + len(groups[-1]) > MAX_ITEMS:
+                raise BudgetExceeded(f"more than {MAX_ITEMS} items")
+        groups = [group for group in groups if group]
+        joiner = "or" if "or" in kinds else "and" if "and" in kinds else ","
+        if len(groups) == 1 and len(groups[0]) == 1 and not kinds - {"and", "or"} and closing == ():
+            return groups[0][0]
+        if len(groups) > 1 and any(len(group) > 1 for group in groups):
+            return Node(
+                "list", tuple(Node("tuple", tuple(group), name="()") for group in groups), name=joiner
+            )
+        items = tuple(item for group in groups for item in group)
+        if len(items) == 1 and closing == ():
+            return items[0]
+        return Node("list", items, name=joiner)
+
+    def item(self) -> Node:
+        """side (relation side)*; the last part of a derivation; the exact part of an approximation."""
+        sides = [self.side()]
+        names: list[str] = []
+        while self.token.kind == "op":
+            if self.token.text in RELATIONS:
+                names.append(RELATIONS[self.advance().text])
+                sides.append(self.side())
+            elif self.accept("\\approx"):
+                self.side()
+            elif self.accept("\\iff", "\\implies", "\\Rightarrow"):
+                sides, names = [self.side()], []
+            else:
+                break
+        return sides[0] if not names else Node("chain", tuple(sides), name=" ".join(names))
+
+    def side(self) -> Node:
+        """A name with its arguments, or set operations and ratios of expressions."""
+        self.accept("\\approx")
+        label = self.label()
+        if label is not None:
+            return label
+        node = self.ratio()
+        pieces = 1
+        while self.token.kind == "op" and self.token.text in _SET_OPERATORS:
+            pieces += 1
+            if pieces > _MAX_PIECES:
+                raise BudgetExceeded(f"a union of more than {_MAX_PIECES} pieces")
+            node = Node(_SET_OPERATORS[self.advance().text], (node, self.ratio()))
+        return node
+
+    def label(self) -> Node | None:
+        """f(x), x(t), P(a, b) before an equals sign: a name, not a product; "Paolo:" before a value."""
+        if self.token.kind == "word" and self.peek().text == ":":
+            word = self.advance().text.lower()
+            self.tokens[self.position] = type(self.token)("op", "=")
+            return Node("sym", name=word)
+        if self.token.kind not in ("name", "func"):
+            return None
+        start = self.position
+        if self.token.kind == "name":
+            name = self.advance().text
+            name += self.subscript()
+            while self.accept("'"):
+                name += "'"
+            if self.token.text == "^" and [self.peek(k).text for k in (1, 2, 3, 4)] == ["{", "-", "1", "}"]:
+                self.position += 5  # the inverse function
+                name += "^-1"
+            if self.accept("("):
+                inside = ""
+                while self.token.kind in ("name", "num") or self.token.text == ",":
+                    inside += self.advance().text
+                if inside and self.accept(")") and self.token.text == "=":
+                    return Node("sym", name=f"{name}({inside})")
+        self.position = start
+        return None
+
+    def ratio(self) -> Node:
+        """a : b : c; with a part like 05 or 00 it is a time of day, which has no common factor to cancel."""
+        parts = [self.expression()]
+        clock = False
+        while self.accept(":"):
+            clock = clock or (len(self.token.text) == 2 and self.token.text[0] == "0")
+            parts.append(self.expression())
+        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts), name="clock" if clock else "")
+
+    # ------------------------------------------------------------------ brackets
+    def bracketed(self) -> Node:
+        """A bracket of any kind with what it holds."""
+        self.enter()
+        bars, self.open_bars = self.open_bars, 0
+        opening = self.advance().text
+        if opening == "\\{" and (condition := self.builder()) is not None:
+            node = condition
+        elif opening == "{" and self.is_choose():
+            top = self.expression()
+            self.expect("\\choose")
+            node = Node("func", (top, self.expression()), name="binom")
+            self.expect("}")
+        else:
+            inner = self.collection(_CLOSES[opening])
+            closing = self.advance().text
+            if closing not in _CLOSES[opening]:
+                raise NotationError(f"{opening} never closes")
+            node = _close(opening, closing, inner)
+        self.open_bars = bars
+        self.depth -= 1
+        return node
+
+    def is_choose(self) -> bool:
+        """Whether the open group is {a \\choose b}."""
+        level = 0
+        for token in self.tokens[self.position :]:
+            level += {"{": 1, "}": -1}.get(token.text, 0)
+            if level < 0:
+                return False
+            if level == 0 and token.text == "\\choose":
+                return True
+        return False
+
+    def builder(self) -> Node | None:
+        r"""\{x | condition\} and \{x \in \mathbb{R} : condition\}, after the opening brace."""
+        start = self.position
+        if self.token.kind != "name":
+            return None
+        variable = self.advance().text + self.subscript()
+        domain: Node | None = None
+        if self.accept("\\in"):
+            # nothing that nests: it would be parsed once more if this turns out to be no set-builder
+            domain = self.operand() if self.token.kind == "name" or self.token.text == "\\mathbb" else None
+        if not self.accept("|", ":"):
+            self.position = start
+            return None
+        condition = self.collection(("\\}",))
+        self.expect("\\}")
+        condition = condition.args[0] if len(condition.args) == 1 and condition.op == "list" else condition
+        body = Node("builder", (condition,), name=variable)
+        return body if domain is None else Node("inter", (domain, body))
+
+    # ------------------------------------------------------------------ limits, sums, products, integrals
+    def big_operator(self, kind: str) -> Node:
+        """A limit, sum, product or definite integral, after its sign."""
+        lower = upper = Node("sym", name="oo")
+        variable = ""
+        for _ in range(2):
+            if self.accept("_"):
+                variable, lower = self.lower_limit(kind)
+            elif self.accept("^"):
+                upper = self.exponent()
+        if kind != "int":
+            return Node("big", (self.term(), lower, upper), name=f"{kind}:{variable}")
+        self.open_integrals += 1
+        body = self.expression()
+        self.open_integrals -= 1
+        if self.token.text != "d" or self.peek().kind != "name":
+            raise NotationError("an integral without its variable")
+        self.advance()
+        return Node("big", (body, lower, upper), name=f"int:{self.advance().text}")
+
+    def lower_limit(self, kind: str) -> tuple[str, Node]:
+        """The bound variable and where it starts or goes; an integral names its variable at the end."""
+        braced = self.accept("{")
+        variable = ""
+        if kind != "int":
+            variable = self.advance().text
+            if not self.accept("\\to", "->", "="):
+                raise NotationError(f"{kind} without a variable")
+        lower = self.expression() if braced else self.operand()
+        if kind == "lim" and self.accept("^"):
+            raise NotationError("a one-sided limit")
+        if braced:
+            self.expect("}")
+        return variable, lower
+
+
+def _close(opening: str, closing: str, inner: Node) -> Node:
+    """What a bracket means by its shape and by how many items it holds."""
+    if opening == "\\{":
+        return Node("set", inner.args)
+    if inner.op == "list" and len(inner.args) == 1:
+        if (opening, closing) in (("(", "]"), ("[", ")")):
+            raise NotationError("brackets that do not match")
+        return inner.args[0]
+    if not inner.args:
+        raise NotationError("an empty bracket")
+    if opening == "{":
+        return Node("set", inner.args)
+    return Node("tuple", inner.args, name="()" if opening == "\\langle" else opening + closing)
+
+
+def parse_answer(answer: str, join_thousands: bool = True) -> Node:
+    """The tree of an answer; raises NotationError or BudgetExceeded, and nothing else, on any text."""
+    if len(answer) > MAX_ANSWER_CHARS:
+        raise BudgetExceeded(f"longer than {MAX_ANSWER_CHARS} characters")
+    cleaned = clean(answer, join_thousands)
+    if not cleaned:
+        raise NotationError("empty")
+    return AnswerParser(cleaned).answer()

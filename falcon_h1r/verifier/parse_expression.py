@@ -1,0 +1,168 @@
+"""Recursive descent over tokens: sums, products and powers. Operands are in parse_operand.py, lists and
+relations in parse_answer.py.
+
+LaTeX and infix are one grammar: an implicit product binds like an explicit one, `a/b c` is `(a/b)c`, a
+function without parentheses takes the product that follows, up to the next function or operator.
+"""
+
+from __future__ import annotations
+
+from falcon_h1r.verifier.parse_operand import DECORATIONS, OperandParser
+from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotationError, negative
+
+_OPENERS = (
+    "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "
+    "\\emptyset "
+    "\\lim \\sum \\prod \\int \\langle"
+)
+_STARTS_OPERAND = DECORATIONS | frozenset(_OPENERS.split())
+# Signs behind or before one operand nest the tree, each by one level.
+_MAX_POSTFIX = 20
+_MAX_SIGNS = 6
+
+
+class ExpressionParser(OperandParser):
+    """Sums and products of operands."""
+
+    def expression(self) -> Node:
+        """term ((+ | - | ± | ∓) term)*"""
+        self.enter()
+        terms = [self.signed_term()]
+        while self.token.kind == "op" and self.token.text in ("+", "-", "\\pm", "\\mp"):
+            terms.append(self.signed_term())
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+    def signed_term(self) -> Node:
+        """A term with its signs: minus signs cancel, plus-minus signs stay."""
+        minus = False
+        choices: list[str] = []
+        while self.token.kind == "op" and self.token.text in ("+", "-", "\\pm", "\\mp"):
+            sign = self.advance().text
+            if sign == "-":
+                minus = not minus
+            elif sign != "+":
+                choices.append(sign[1:])
+        if len(choices) > _MAX_SIGNS:
+            raise BudgetExceeded(f"more than {_MAX_SIGNS} signs")
+        term = self.term()
+        term = negative(term) if minus else term
+        for choice in choices:
+            term = Node("pm", (term,), name=choice)
+        return term
+
+    def starts_factor(self) -> bool:
+        """Whether the next token opens an operand: then a product is implied."""
+        token = self.token
+        if self.open_integrals and token.text == "d" and self.peek().kind == "name":
+            return False
+        if token.kind in ("num", "name", "func", "begin"):
+            return True
+        return token.kind == "op" and (
+            token.text in _STARTS_OPERAND or (token.text == "|" and not self.open_bars)
+        )
+
+    def term(self) -> Node:
+        """factor ((* | / | nothing) factor)*, then a unit, which is dropped."""
+        factors, divisors = [self.factor()], list[Node]()
+        while True:
+            if self.accept("*", "\\cdot", "\\times", "\\ast"):
+                factors.append(self.signed_factor())
+            elif self.token.text == "/" and self.peek().kind == "word":
+                self.advance()
+            elif self.accept("/", "\\div"):
+                divisors.append(self.signed_factor())
+            elif self.token.kind == "word" and factors[0].op != "text":
+                self.skip_unit()
+            elif self.starts_factor():
+                self.check_juxtaposition(divisors[-1] if divisors else factors[-1])
+                factors.append(self.factor())
+            else:
+                break
+        product = _product(factors)
+        return product if not divisors else Node("div", (product, _product(divisors)))
+
+    def check_juxtaposition(self, last: Node) -> None:
+        """Two numbers, or a word and a value, side by side are no product."""
+        if last.op == "num" and self.token.kind == "num" and self.tokens[self.position - 1].kind == "num":
+            raise NotationError("two numbers side by side")
+        if last.op == "text":
+            raise NotationError("a word before a value")
+
+    def skip_unit(self) -> None:
+        """Step over the words of a unit and their power."""
+        while self.token.kind == "word":
+            self.advance()
+        if self.token.text == "^" and self.peek().kind == "num":
+            self.position += 2
+        elif self.token.text == "^" and self.peek().text == "{" and self.peek(3).text == "}":
+            self.position += 4
+
+    def signed_factor(self) -> Node:
+        """A factor that may carry a sign: 2 * -3."""
+        if self.accept("-"):
+            return negative(self.signed_factor_once())
+        self.accept("+")
+        return self.factor()
+
+    def signed_factor_once(self) -> Node:
+        """The factor after one minus sign, counted as a level of nesting."""
+        self.enter()
+        factor = self.signed_factor()
+        self.depth -= 1
+        return factor
+
+    # ------------------------------------------------------------------ powers
+    def factor(self) -> Node:
+        """operand followed by !, ^, %, degrees, primes"""
+        base = self.operand()
+        num_signs = 0
+        while self.token.kind == "op":
+            num_signs += 1
+            if num_signs > _MAX_POSTFIX:
+                raise BudgetExceeded(f"more than {_MAX_POSTFIX} powers and postfix signs in a row")
+            if self.accept("!"):
+                if self.token.text == "!":
+                    raise NotationError("a double factorial")
+                base = Node("func", (base,), name="factorial")
+            elif self.token.text == "^":
+                self.advance()
+                if self.accept("\\prime", "\\ast", "\\star"):
+                    continue
+                base = Node("pow", (base, self.exponent()))
+            elif self.accept("%"):
+                base = Node("percent", (base,))
+            elif self.accept("°"):
+                if self.token.text in ("C", "F") and self.token.kind in ("name", "word"):
+                    self.advance()
+                base = Node("degree", (base,))
+            elif self.token.text == "'" and base.op == "sym":
+                self.advance()
+                base = Node("sym", name=base.name + "'")
+            else:
+                break
+        return base
+
+    def exponent(self) -> Node:
+        """What a caret raises to: a group, or a signed number, name or command; towers lean right."""
+        self.enter()
+        if self.accept("-"):
+            power = negative(self.exponent())
+        elif self.accept("+"):
+            power = self.exponent()
+        elif self.token.text == "{":
+            self.advance()
+            power = self.expression()
+            self.expect("}")
+        else:
+            power = self.operand()
+            if self.accept("^"):
+                power = Node("pow", (power, self.exponent()))
+            elif self.accept("!"):
+                power = Node("func", (power,), name="factorial")
+        self.depth -= 1
+        return power
+
+
+def _product(factors: list[Node]) -> Node:
+    return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))

@@ -1,0 +1,220 @@
+"""Recursive descent over tokens: operands, which are names, functions, fractions, commands and matrices."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from falcon_h1r.verifier.parse_numeral import NumeralParser, literal
+from falcon_h1r.verifier.tokens import Token
+from falcon_h1r.verifier.tree import Node, NotationError, negative, number
+
+_MATRICES = {"pmatrix": "", "bmatrix": "", "matrix": "", "array": "", "smallmatrix": "", "vmatrix": "det"}
+_DRAWN = "overline vec hat bar tilde dot ddot underline overrightarrow widehat"
+DECORATIONS = frozenset(f"\\{name}" for name in _DRAWN.split())
+_BIG = {"\\lim": "lim", "\\sum": "sum", "\\prod": "prod", "\\int": "int"}
+HALF = Node("num", value=Fraction(1, 2))
+
+
+class OperandParser(NumeralParser):
+    """Operands of expressions; what is above them and around them is left to the classes built on this."""
+
+    def bracketed(self) -> Node:
+        """A bracket of any kind with what it holds."""
+        raise NotImplementedError
+
+    def expression(self) -> Node:
+        """A sum of products."""
+        raise NotImplementedError
+
+    def factor(self) -> Node:
+        """An operand with its powers and postfix signs."""
+        raise NotImplementedError
+
+    def exponent(self) -> Node:
+        """What a caret raises to."""
+        raise NotImplementedError
+
+    def starts_factor(self) -> bool:
+        """Whether the next token opens an operand."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ operands
+    def operand(self) -> Node:
+        """One value: what the next token starts."""
+        self.enter()
+        token = self.token
+        if token.kind == "num":
+            node = self.numeral()
+        elif token.kind == "name":
+            self.advance()
+            node = self.subscripted(token.text)
+        elif token.kind == "word":
+            words: list[str] = []
+            while self.token.kind == "word" or (words and self.token.kind == "name"):
+                words.append(self.advance().text.lower())
+            node = Node("text", name=" ".join(words))
+        elif token.kind == "func":
+            self.advance()
+            node = self.function(token.text)
+        elif token.kind == "begin":
+            node = self.matrix()
+        elif token.kind == "op":
+            node = self.command(token.text)
+        else:
+            raise NotationError(f"expected a value, found {token.text[:20]!r}")
+        self.depth -= 1
+        return node
+
+    def fraction_part(self) -> Node:
+        r"""An argument of \frac: a group, or one digit, name or command, as TeX reads it."""
+        if self.accept("{"):
+            part = self.expression()
+            if self.accept("\\choose"):
+                part = Node("func", (part, self.expression()), name="binom")
+            self.expect("}")
+            return part
+        if self.token.kind == "num" and self.token.text.isdigit():
+            digits = self.token.text
+            if len(digits) == 1:
+                self.advance()
+            else:  # the rest of the digits stays: \frac12 is one half
+                self.tokens[self.position] = Token("num", digits[1:])
+            return literal(digits[0])
+        return self.operand()
+
+    def subscripted(self, name: str) -> Node:
+        """A name with its index, if one follows."""
+        return Node("sym", name=name + self.subscript())
+
+    def command(self, op: str) -> Node:
+        """An operand that starts with an operator token: a bracket, a bar, a LaTeX command."""
+        if op in ("(", "[", "{", "\\{", "\\langle"):
+            return self.bracketed()
+        self.advance()
+        if op == "|":
+            self.open_bars += 1
+            inner = self.expression()
+            self.open_bars -= 1
+            self.expect("|")
+            return Node("func", (inner,), name="abs")
+        if op == "\\frac":
+            return Node("div", (self.fraction_part(), self.fraction_part()))
+        if op == "\\binom":
+            return Node("func", (self.fraction_part(), self.fraction_part()), name="binom")
+        if op == "\\sqrt":
+            return self.function("sqrt")
+        if op in ("\\lfloor", "\\lceil"):
+            inner = self.expression()
+            self.expect("\\rfloor" if op == "\\lfloor" else "\\rceil")
+            return Node("func", (inner,), name=op[2:])
+        if op in ("\\angle", "\\triangle"):
+            name = op[1:]
+            while self.token.kind == "name":
+                name += self.advance().text
+            return Node("sym", name=name)
+        if op in ("\\mathbb", "\\mathcal"):
+            return self.subscripted("set:" + self.raw_group())
+        if op in DECORATIONS:
+            return self.subscripted(f"{op[1:]}({self.raw_group()})")
+        if op == "\\boxed":
+            return self.fraction_part()
+        if op == "\\emptyset":
+            return Node("set")
+        if op in _BIG:
+            return self.big_operator(_BIG[op])
+        raise NotationError(f"expected a value, found {op[:20]!r}")
+
+    # ------------------------------------------------------------------ functions
+    def function(self, name: str) -> Node:
+        """A function with its power, base or index, and its argument."""
+        index: Node | None = None
+        power: Node | None = None
+        if name == "sqrt" and self.token.text == "[":
+            self.advance()
+            index = self.expression()
+            self.expect("]")
+        for _ in range(2):
+            if self.token.text == "^" and name != "sqrt":
+                self.advance()
+                power = self.exponent()
+            elif self.token.text == "_":
+                self.advance()
+                index = self.fraction_part()  # \log_23 is the logarithm of 3
+        arguments = self.arguments(name)
+        if index is not None:
+            arguments = (*arguments, index)
+        inverse = power is not None and power.op == "num" and power.value == -1
+        if inverse and "arc" + name in (
+            "arcsin",
+            "arccos",
+            "arctan",
+            "arccot",
+            "arcsinh",
+            "arccosh",
+            "arctanh",
+        ):
+            return Node("func", arguments, name="arc" + name)
+        node = _apply(name, arguments)
+        return node if power is None else Node("pow", (node, power))
+
+    def arguments(self, name: str) -> tuple[Node, ...]:
+        """The arguments of a function: a bracket, or the product that follows."""
+        if self.token.text in ("(", "[", "{", "\\{"):
+            bare = self.token.text != "(" or name == "sqrt"
+            group = self.bracketed()
+            if group.op in ("tuple", "set") and name in ("max", "min", "gcd", "lcm", "log", "binom"):
+                return group.args
+            if bare or name != "sqrt":
+                return (group,)
+        if name == "sqrt":
+            return (self.operand(),)
+        negated = self.accept("-")
+        argument = self.factor()
+        while (
+            self.starts_factor()
+            and self.token.kind != "func"
+            and self.token.text not in ("(", "[", "\\{", "|")
+        ):
+            argument = Node("mul", (argument, self.factor()))
+        return (negative(argument) if negated else argument,)
+
+    def big_operator(self, kind: str) -> Node:
+        """A limit, sum, product or integral."""
+        raise NotationError(f"{kind} is not read here")
+
+    # ------------------------------------------------------------------ matrices
+    def matrix(self) -> Node:
+        """An environment of rows and cells."""
+        environment = self.advance().text
+        if environment not in _MATRICES:
+            raise NotationError(f"environment {environment[:20]}")
+        if environment == "array" and self.token.text == "{":
+            self.raw_group()
+        rows: list[Node] = []
+        cells: list[Node] = []
+        while self.token.kind not in ("end", "eof"):
+            if self.accept("\\\\"):
+                rows.append(Node("row", tuple(cells)))
+                cells = []
+            elif not self.accept("&"):
+                cells.append(self.expression())
+        if self.advance().text != environment:
+            raise NotationError("a matrix never ends")
+        if cells:
+            rows.append(Node("row", tuple(cells)))
+        if not rows or len({len(row.args) for row in rows}) != 1:
+            raise NotationError("rows of different lengths")
+        return Node("matrix", tuple(rows), name=_MATRICES[environment])
+
+
+def _apply(name: str, arguments: tuple[Node, ...]) -> Node:
+    """Functions that are another way of writing a power or a logarithm become that."""
+    if name == "sqrt":
+        return (
+            Node("pow", (arguments[0], HALF)) if len(arguments) == 1 else Node("func", arguments, name="root")
+        )
+    if name == "exp" and len(arguments) == 1:
+        return Node("pow", (Node("sym", name="e"), arguments[0]))
+    if name == "lg":
+        return Node("func", (*arguments[:1], number(10)), name="log")
+    return Node("func", arguments, name=name)

@@ -1,0 +1,83 @@
+"""Whether two trees are one function, by their values at fixed points.
+
+30 digits refute, 80 confirm: a true zero shrinks with the precision, a tiny difference does not. No tolerance
+is absolute, so 1/2004! is not 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from falcon_h1r.verifier.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, NumericEvaluator, context
+from falcon_h1r.verifier.tree import Node, Undefined, contains, free_symbols
+
+# Ranges of the points: small and larger positive values, both signs, then integers for factorials and (-1)^n.
+_RANGES = ((0.2, 1.4), (1.0, 4.0), (-3.0, 3.0), (-1.5, 1.5), (4.0, 12.0))
+_NUM_INTEGER_POINTS = 3
+
+
+def _fraction_of(name: str, index: int) -> float:
+    digest = hashlib.sha256(f"{name}|{index}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def points(names: frozenset[str]) -> list[dict[str, Any]]:
+    """Fixed values of the variables: they depend on the names alone, so verdicts repeat."""
+    if not names:
+        return [{}]
+    real = [{n: lo + (hi - lo) * _fraction_of(n, i) for n in names} for i, (lo, hi) in enumerate(_RANGES)]
+    whole = [
+        {n: 2 + math.floor(20 * _fraction_of(n, 100 + i)) for n in names} for i in range(_NUM_INTEGER_POINTS)
+    ]
+    return real + whole
+
+
+def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter) -> bool | None:
+    """Whether both trees have one value at the point; None when the point tells nothing (no value, or not
+    real).
+    """
+    try:
+        low = [NumericEvaluator(LOW_DIGITS, point, meter)(node) for node in (a, b)]
+    except Undefined:
+        return None
+    mp = context(LOW_DIGITS)
+    scale = max(abs(v) for v in low)
+    if real_only and any(abs(mp.im(v)) > abs(v) * mp.mpf(10) ** -20 for v in low):
+        return None
+    gap = abs(low[0] - low[1])
+    if gap > scale * mp.mpf(10) ** -10 and scale > mp.mpf(10) ** -15:
+        return False
+    high = [NumericEvaluator(HIGH_DIGITS, point, meter)(node) for node in (a, b)]
+    fine_gap, fine_scale = abs(high[0] - high[1]), max(abs(v) for v in high)
+    tiny = context(HIGH_DIGITS).mpf(10)
+    # The second clause is for values that are zero themselves: sin(pi) is 1e-31, then 1e-81.
+    return bool(fine_gap <= fine_scale * tiny**-60 or (gap > 0 and fine_gap <= gap * tiny**-35))
+
+
+def same_function(a: Node, b: Node, meter: Meter) -> bool | None:
+    """Whether two trees agree wherever both have real values, and somewhere they must have; None: no point
+    tells.
+
+    Complex values count when the imaginary unit is written, and where no point is real (roots of negatives).
+    """
+    names = free_symbols(a) | free_symbols(b)
+    writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
+    for real_only in (False,) if writes_i or not names else (True, False):
+        answers = []
+        for point in points(names):
+            answer = same_value(a, b, point, real_only, meter)
+            if answer is False:
+                return False
+            if answer:
+                answers.append(answer)
+        if len(answers) >= (2 if names else 1):
+            return True
+    return None
+
+
+def needs_symbols(*nodes: Node) -> bool:
+    """Whether a limit, an integral or an unbounded sum is in a tree: only sympy can tell their values."""
+    return any(contains(node, "big") for node in nodes)

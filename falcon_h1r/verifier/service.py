@@ -1,0 +1,154 @@
+"""The verifier as a service: cheap stages at once in the calling thread, algebra in killable processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, cast
+
+from falcon_h1r.types import Verdict, VerdictStatus
+from falcon_h1r.verifier.compare import NeedsAlgebra
+from falcon_h1r.verifier.equivalence import check_gold, judge
+from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.pool import Result, WorkerPool
+
+DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
+_TASK = "falcon_h1r.verifier.equivalence:judge"
+_PRELOAD = ("falcon_h1r.verifier.algebra", "falcon_h1r.verifier.symbolic")
+_CACHE_SIZE = 65_536
+_MAX_CACHED_CHARS = 500  # of answer and gold together: longer ones hardly repeat, and memory stays flat
+_LOAD_DEPENDENT_STAGES = ("deadline", "memory", "worker", "closed")  # such a verdict may differ next time
+
+
+class Verifier:
+    """Judges responses against golds: `submit` one, or `score` many, from any thread or process.
+
+    A batch that strings, numbers and structure settle starts no process. What misses the deadline is
+    undecided and counted in `num_deadline_kills`. Use as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        num_workers: int = 1,
+        deadline_seconds: float = 2.0,
+        after_think: bool = False,
+        memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    ) -> None:
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, not {num_workers}")
+        if deadline_seconds <= 0:
+            raise ValueError(f"deadline_seconds must be positive, not {deadline_seconds}")
+        self.after_think = after_think
+        self._arguments = (num_workers, deadline_seconds, after_think, memory_limit_bytes)
+        self._pool = WorkerPool(num_workers, deadline_seconds, memory_limit_bytes, _TASK, _PRELOAD)
+        self._cache: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._pending: dict[tuple[str, str], Future[Verdict]] = {}
+        self._lock = threading.RLock()  # a callback may run in the thread that holds it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to another process as its settings; the processes there are its own."""
+        return Verifier, self._arguments
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def num_deadline_kills(self) -> int:
+        """Worker processes killed because they missed the deadline."""
+        return self._pool.num_deadline_kills
+
+    @property
+    def num_lost_workers(self) -> int:
+        """Worker processes that died by themselves, mostly of a resource limit."""
+        return self._pool.num_lost_workers
+
+    def submit(self, prediction: str, gold: str) -> Future[Verdict]:
+        """The verdict on one response, as a future that never holds an exception."""
+        start = time.perf_counter()
+        answer = extract_boxed(prediction, self.after_think)
+        key = (answer or "", gold)
+        with self._lock:
+            if (cached := self._cached(key)) is not None and answer is not None:
+                return _done(cached)
+            if key in self._pending:
+                return self._pending[key]
+        try:
+            verdict = _verdict(judge(answer, gold, algebra=False), start)
+        except NeedsAlgebra:
+            return self._submit_algebra(key, start)
+        if answer is not None:
+            self._remember(key, verdict)
+        return _done(verdict)
+
+    def score(self, predictions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        """Verdicts on many responses, in their order."""
+        if len(predictions) != len(golds):
+            raise ValueError(f"{len(predictions)} predictions for {len(golds)} golds")
+        futures = [self.submit(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)]
+        return [future.result() for future in futures]
+
+    def check_gold(self, gold: str) -> bool:
+        """Whether a gold can be judged against."""
+        return check_gold(gold)
+
+    def close(self) -> None:
+        """End the worker processes; verdicts still open become undecided."""
+        self._pool.close()
+
+    def _submit_algebra(self, key: tuple[str, str], start: float) -> Future[Verdict]:
+        promise: Future[Verdict] = Future()
+        promise.set_running_or_notify_cancel()
+        with self._lock:
+            if key in self._pending:
+                return self._pending[key]
+            self._pending[key] = promise
+
+        def finish(result: Future[Result]) -> None:
+            verdict = _verdict(result.result(), start)
+            with self._lock:
+                self._pending.pop(key, None)
+                if verdict.stage not in _LOAD_DEPENDENT_STAGES:
+                    self._remember(key, verdict)
+            promise.set_result(verdict)
+
+        try:
+            self._pool.submit([*key]).add_done_callback(finish)
+        except ValueError:  # closed
+            with self._lock:
+                self._pending.pop(key, None)
+            raise
+        return promise
+
+    def _cached(self, key: tuple[str, str]) -> Verdict | None:
+        verdict = self._cache.get(key)
+        if verdict is not None:
+            self._cache.move_to_end(key)
+        return verdict
+
+    def _remember(self, key: tuple[str, str], verdict: Verdict) -> None:
+        if len(key[0]) + len(key[1]) > _MAX_CACHED_CHARS:
+            return
+        with self._lock:
+            self._cache[key] = verdict
+            if len(self._cache) > _CACHE_SIZE:
+                self._cache.popitem(last=False)
+
+
+def _verdict(result: Result, start: float) -> Verdict:
+    status, stage, reason = result
+    return Verdict(cast(VerdictStatus, status), stage, reason, time.perf_counter() - start)
+
+
+def _done(verdict: Verdict) -> Future[Verdict]:
+    future: Future[Verdict] = Future()
+    future.set_result(verdict)
+    return future

@@ -1,0 +1,30 @@
+"""Words that may follow a value without changing it."""
+
+from __future__ import annotations
+
+import re
+
+# Abbreviations read as a unit when they follow a number directly; single letters are variables first and
+# units only against a plain number (see `without_unit`).
+ABBREVIATIONS = frozenset(
+    "cm mm km dm nm kg mg ml cl ft yd mi lb lbs oz hr hrs min mins sec secs ms mph kmh kph rpm Hz kHz MHz "
+    "kW kJ kPa Pa eV mol rad deg sq cu in inch feet foot mile miles hour hours day days week weeks year "
+    "years cent "
+    "cents units unit USD EUR dollar dollars".split()
+)
+_SINGLE_LETTER = re.compile(
+    r"(-?\d+(?:\.\d+)?)\s*(?:\\(?:text|mathrm|rm)\s*)?"
+    r"\{?\s*(?:s|m|g|h|L|l|N|J|W|V|K|C|F|A)\s*\}?(?:\^\{?[23]\}?)?"
+)
+_PLAIN_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+
+
+def is_plain_number(cleaned: str) -> bool:
+    """Whether a cleaned answer is just an integer or a decimal."""
+    return _PLAIN_NUMBER.fullmatch(cleaned) is not None
+
+
+def without_unit(cleaned: str) -> str | None:
+    r"""The number of "3s" or "3\mathrm{m}", whose letter could be a variable; None when it is not that."""
+    match = _SINGLE_LETTER.fullmatch(cleaned)
+    return match.group(1) if match else None

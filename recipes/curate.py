@@ -1,0 +1,58 @@
+"""Curation: traces in, what SFT and GRPO read out.
+
+    python recipes/curate.py experiment=quickstart
+    python recipes/curate.py curate.source.path=traces.jsonl curate.source.reasoning_field=solution
+
+Writes traces.jsonl (SFT), rl.jsonl, dev.jsonl, eval.jsonl (problems), dropped.jsonl (with the reason of each) and
+summary.json. A file of traces gives traces.jsonl and dropped.jsonl; without one, problems are generated.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config
+from falcon_h1r.data.sources import check_traces
+from falcon_h1r.entry import run_recipe
+
+if TYPE_CHECKING:
+    from falcon_h1r.distributed.world import World
+
+
+def check(config: Config) -> None:
+    """What the user may have got wrong, found before any work."""
+    if config.curate.source.path is not None:
+        check_traces(config.curate.source)
+
+
+def curate(config: Config, folder: Path, world: World) -> Path:
+    """Run the stage on the main rank; the others wait."""
+    from falcon_h1r.data.curation import curate_traces
+    from falcon_h1r.data.jsonl import write_jsonl
+    from falcon_h1r.data.sources import load_traces
+    from falcon_h1r.data.synthetic import synthetic_corpus
+    from falcon_h1r.types import to_row
+    from falcon_h1r.verifier import Verifier
+
+    if world.is_main:
+        if config.curate.source.path is None:
+            corpus = synthetic_corpus(config.curate.synthetic, config.seed)
+            traces, splits = corpus.traces, corpus.splits
+        else:
+            traces, splits = load_traces(config.curate.source), {}
+        with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds) as verifier:
+            curated = curate_traces(traces, config.curate, verifier.score)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))
+        write_jsonl(folder / "dropped.jsonl", curated.dropped_rows())
+        for name, problems in splits.items():
+            write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
+        (folder / "summary.json").write_text(json.dumps(curated.summary(), indent=2) + "\n")
+    world.barrier()
+    return folder
+
+
+if __name__ == "__main__":
+    run_recipe("curate", curate, check)

@@ -1,0 +1,65 @@
+"""GRPO: problems and a model in, `model/` out.
+
+    python recipes/grpo.py experiment=quickstart model.path=runs/quickstart/sft/model \
+        grpo.data.path=runs/quickstart/curate/rl.jsonl
+    python recipes/grpo.py data=gsm8k grpo.data.path=train.jsonl grpo.num_steps=3
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config
+from falcon_h1r.config_checks import require
+from falcon_h1r.data.sources import check_problems, load_problems
+from falcon_h1r.entry import run_recipe
+
+if TYPE_CHECKING:
+    from falcon_h1r.distributed.world import World
+
+
+def check(config: Config) -> None:
+    """What the user may have got wrong, found before a model is loaded."""
+    require("grpo.data.path", config.grpo.data.path)
+    check_problems(config.grpo.data)
+    if config.grpo.dev_every_steps:
+        require("dev.data.path", config.dev.data.path)
+        check_problems(config.dev.data)
+
+
+def grpo(config: Config, folder: Path, world: World) -> Path:
+    """Run the stage; returns the folder of its model."""
+    from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.data.tokenisation import question_texts
+    from falcon_h1r.distributed.engine import TorchEngine
+    from falcon_h1r.evaluation.dev import dev_evaluation
+    from falcon_h1r.grpo.groups import open_stream
+    from falcon_h1r.grpo.loop import train_grpo
+    from falcon_h1r.rollout.torch_sampler import TorchSampler
+    from falcon_h1r.tracking import Tracker
+    from falcon_h1r.verifier import Verifier
+
+    problems = load_problems(config.grpo.data)
+    model, tokenizer = open_policy(config, lambda: question_texts(problems, config.system_prompt), folder, world)
+    engine = TorchEngine(model, config.grpo.optimizer, config.grpo.num_steps, world)
+    engine.check_gradient_scale()
+    sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
+    with (
+        Tracker(folder, "grpo", config.tracking, world.is_main, asdict(config)) as tracker,
+        Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier,
+        dev_evaluation(config, model, tokenizer, world, config.grpo.limits) as evaluate_dev,
+    ):
+        stream, unusable = open_stream(problems, tokenizer, config, verifier)
+        if world.is_main and any(unusable.values()):
+            print(f"grpo: problems left out: {unusable}")
+        train_grpo(engine, sampler, verifier, stream, config.grpo, config.seed, tracker, evaluate_dev)
+    if world.is_main:
+        publish_model(model, tokenizer, folder / "model")
+    world.barrier()
+    return folder / "model"
+
+
+if __name__ == "__main__":
+    run_recipe("grpo", grpo, check)

@@ -1,0 +1,100 @@
+"""The whole way: curate -> SFT -> GRPO -> evaluate -> report. Each stage reads only what the one before left on disk.
+
+    python recipes/pipeline.py experiment=quickstart
+    python recipes/pipeline.py experiment=quickstart seed=1 tracking.wandb=offline
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import recipes.curate
+import recipes.evaluate
+import recipes.grpo
+import recipes.sft
+from falcon_h1r.config import Config, SourceConfig
+from falcon_h1r.entry import run_recipe
+
+if TYPE_CHECKING:
+    from falcon_h1r.distributed.world import World
+
+T = TypeVar("T")
+
+
+def pipeline(config: Config, folder: Path, world: World) -> None:
+    """Run all stages, each into a folder of its own under `folder`; summary.json and report.html at the end."""
+    from falcon_h1r.evaluation.report import write_report
+    from falcon_h1r.evaluation.summary import summarise_pipeline
+    from falcon_h1r.tracking import environment_versions, peak_memory_gib
+
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], T]) -> T:
+        if world.is_main:
+            print(f"\n--- {stage} {'-' * (72 - len(stage))}", flush=True)
+        started = time.perf_counter()
+        result = work()
+        seconds[stage] = round(time.perf_counter() - started, 2)
+        return result
+
+    curated = timed("curate", lambda: recipes.curate.curate(config, folder / "curate", world))
+    config = reading_from(config, curated)
+
+    base = timed("base", lambda: make_base(config, folder / "base" / "model", world))
+    tuned = timed("sft", lambda: recipes.sft.sft(starting_from(config, base), folder / "sft", world))
+    reinforced = timed("grpo", lambda: recipes.grpo.grpo(starting_from(config, tuned), folder / "grpo", world))
+
+    models = {"base": base, "sft": tuned, "grpo": reinforced}
+    samples = timed(
+        "evaluate",
+        lambda: {
+            name: recipes.evaluate.evaluate(starting_from(config, model), folder / "evaluate" / name, world)
+            for name, model in models.items()
+        },
+    )
+    peak = sum(world.gather(peak_memory_gib()))
+    if world.is_main:
+        summary = summarise_pipeline(samples, seconds, config.seed)
+        summary.update(peak_memory_gib=round(peak, 3), versions=environment_versions())
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        print(f"\nsummary: {folder / 'summary.json'}\nreport:  {write_report(folder)}", flush=True)
+    world.barrier()
+
+
+def make_base(config: Config, folder: Path, world: World) -> Path:
+    """The model that SFT starts from: `model.path`, or a random one with a tokenizer trained on the traces."""
+    from falcon_h1r.checkpoint import publish_random_base
+    from falcon_h1r.data.sources import load_traces
+    from falcon_h1r.data.tokenisation import conversation_texts
+
+    if config.model.path is not None:
+        return Path(config.model.path)
+    if world.is_main:
+        texts = conversation_texts(load_traces(config.sft.data), config.system_prompt)
+        publish_random_base(config, texts, folder)
+    world.barrier()
+    return folder
+
+
+def reading_from(config: Config, curated: Path) -> Config:
+    """The config with every stage's data taken from curation's output."""
+    config = copy.deepcopy(config)
+    for stage, file in ((config.sft, "traces"), (config.grpo, "rl"), (config.dev, "dev"), (config.evaluate, "eval")):
+        stage.data = SourceConfig(path=str(curated / f"{file}.jsonl"), curated=True)
+    return config
+
+
+def starting_from(config: Config, model: Path) -> Config:
+    """The config with a stage's model taken from another's output."""
+    config = copy.deepcopy(config)
+    config.model.path, config.model.revision = str(model), None
+    return config
+
+
+if __name__ == "__main__":
+    run_recipe("pipeline", pipeline, recipes.curate.check)

@@ -1,0 +1,63 @@
+"""Cold-start SFT: traces in, `model/` out.
+
+    python recipes/sft.py experiment=quickstart sft.data.path=runs/quickstart/curate/traces.jsonl
+    python recipes/sft.py data=gsm8k sft.data.path=train.jsonl sft.num_steps=100
+    torchrun --nproc-per-node 8 recipes/sft.py experiment=falcon_h1r_7b sft.data.path=traces.jsonl
+
+Without `model.path`, a tokenizer is trained on the traces and a random model of `model.architecture` is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from falcon_h1r.config import Config
+from falcon_h1r.config_checks import require
+from falcon_h1r.data.sources import check_problems, check_traces, load_traces
+from falcon_h1r.entry import run_recipe
+
+if TYPE_CHECKING:
+    from falcon_h1r.distributed.world import World
+
+
+def check(config: Config) -> None:
+    """What the user may have got wrong, found before a model is loaded."""
+    require("sft.data.path", config.sft.data.path)
+    check_traces(config.sft.data)
+    if config.sft.dev_every_steps:
+        require("dev.data.path", config.dev.data.path)
+        check_problems(config.dev.data)
+
+
+def sft(config: Config, folder: Path, world: World) -> Path:
+    """Run the stage; returns the folder of its model."""
+    from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.data.tokenisation import conversation_texts, encode_traces
+    from falcon_h1r.distributed.engine import TorchEngine
+    from falcon_h1r.evaluation.dev import dev_evaluation
+    from falcon_h1r.sft.loop import fit_documents, total_steps, train_sft
+    from falcon_h1r.tracking import Tracker
+
+    traces = load_traces(config.sft.data)
+    model, tokenizer = open_policy(config, lambda: conversation_texts(traces, config.system_prompt), folder, world)
+    documents = encode_traces(tokenizer, traces, config.system_prompt)
+    fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
+    if world.is_main and (fitted.num_dropped or fitted.num_trimmed):
+        print(f"sft: {fitted.num_dropped} traces beyond the limits dropped, {fitted.num_trimmed} trimmed")
+    engine = TorchEngine(model, config.sft.optimizer, total_steps(config.sft, len(fitted.documents)), world)
+    engine.check_gradient_scale()
+    with (
+        Tracker(folder, "sft", config.tracking, world.is_main, asdict(config)) as tracker,
+        dev_evaluation(config, model, tokenizer, world, config.sft.limits) as evaluate_dev,
+    ):
+        train_sft(engine, fitted.documents, config.sft, config.seed, tracker, evaluate_dev)
+    if world.is_main:
+        publish_model(model, tokenizer, folder / "model")
+    world.barrier()
+    return folder / "model"
+
+
+if __name__ == "__main__":
+    run_recipe("sft", sft, check)

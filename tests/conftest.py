@@ -1,0 +1,80 @@
+"""What many tests start from: a tiny random Falcon-H1 with a tokenizer of its own, on one thread."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from falcon_h1r.config import ModelConfig
+from falcon_h1r.data.packing import Document
+from falcon_h1r.data.tokenisation import train_tokenizer
+from falcon_h1r.model.load import random_policy
+
+if TYPE_CHECKING:
+    from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
+
+torch.set_num_threads(1)
+
+RandomDocuments = Callable[..., list[Document]]
+
+# Every multiplier differs from 1, so that a forgotten one shows.
+TINY_ARCHITECTURE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "mamba_d_ssm": 48,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+    "mamba_rms_norm": True,
+    "mamba_norm_before_gate": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.5,
+    "attention_in_multiplier": 0.9,
+    "attention_out_multiplier": 0.8,
+    "key_multiplier": 0.7,
+    "ssm_in_multiplier": 1.1,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9],
+    "mlp_multipliers": [0.9, 0.7],
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(["system\nThink first.\nuser\nCompute 1+2.\nassistant\n"] * 20, vocab_size=330)
+
+
+@pytest.fixture
+def tiny_model(tokenizer: PreTrainedTokenizerBase) -> FalconH1ForCausalLM:
+    """Float64, so that equalities can be asked for to 1e-9 and better."""
+    settings = ModelConfig(dtype="float64", architecture=dict(TINY_ARCHITECTURE))
+    return random_policy(settings, tokenizer, seed=0).eval()
+
+
+@pytest.fixture
+def random_documents() -> RandomDocuments:
+    """Documents of random tokens by length; every token but the first carries a loss of random weight."""
+
+    def make(lengths: list[int], seed: int = 0, vocab_size: int = 300) -> list[Document]:
+        rng = random.Random(seed)
+        return [
+            Document(
+                input_ids=[rng.randrange(vocab_size) for _ in range(length)],
+                loss_weights=[0.0] + [rng.choice([0.5, 1.0, 1.75]) for _ in range(length - 1)],
+                uid=str(index),
+            )
+            for index, length in enumerate(lengths)
+        ]
+
+    return make

@@ -1,0 +1,328 @@
+"""Settings: the presets say what the recipe says, and a mistake ends in one line that names the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from falcon_h1r import entry
+from falcon_h1r.config import FALCON_SYSTEM_PROMPT, Config
+from falcon_h1r.config_checks import check_config, not_built_yet
+from falcon_h1r.config_errors import config_keys, refuse_unknown_keys
+from falcon_h1r.types import InputError
+
+PRESETS = ("falcon_h1r_7b", "falcon_h1r_7b_8xh100", "falcon_h1_0_5b", "quickstart")
+STAGES = ("curate", "sft", "grpo", "evaluate", "pipeline", "export")
+
+Refusal = Callable[..., str]
+
+
+def composed(*overrides: str) -> Config:
+    """The config that a recipe gets for these overrides."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
+        tree = compose("config", list(overrides))
+    refuse_unknown_keys(tree)
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    check_config(config)
+    return config
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refusal:
+    """What a recipe started with these arguments prints before it exits with the status of a usage error."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["sft.py", *arguments])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as stop:
+            entry.run_recipe(
+                "sft", lambda *_: pytest.fail("the recipe ran"), lambda _: pytest.fail("no error")
+            )
+        assert stop.value.code == entry.USAGE_ERROR
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        lines = printed.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), printed.err
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def preset_folder(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
+    """Writes an experiment of one's own; gives the arguments that choose it."""
+
+    def write(text: str) -> tuple[str, str]:
+        folder = tmp_path / "own" / "experiment"
+        folder.mkdir(parents=True)
+        (folder / "mine.yaml").write_text("# @package _global_\n" + text)
+        return f"--config-dir={folder.parent}", "experiment=mine"
+
+    return write
+
+
+# -----------------------------------------------------------------------------
+# Mistakes on the command line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sft.num_stepz=3", "sft.num_stepz: no such key (did you mean sft.num_steps?)"),
+        ("sft.learning_rate=3", "sft.learning_rate: no such key (did you mean sft.optimizer.learning_rate?)"),
+        ("foo=1", "foo: no such key"),
+        ("+foo=1", "foo: no such key"),
+        ("+sft.optimizer.lr=1", "sft.optimizer.lr: no such key (did you mean sft.optimizer?)"),
+        ("++sft.foo=2", "sft.foo: no such key"),
+        ("+sft={foo: 2}", "sft.foo: no such key"),
+        ("+sft.data.path.foo=1", "sft.data.path.foo: no such key (did you mean sft.data.path?)"),
+        ("sft.num_steps=abc", "sft.num_steps=abc: has to be a whole number or null"),
+        ("sft={num_steps: abc}", "sft.num_steps=abc: has to be a whole number or null"),
+        ("sft.data.limit=1.5", "sft.data.limit=1.5: has to be a whole number or null"),
+        ("grpo.loss.clip_low=null", "grpo.loss.clip_low=null: has to be a number"),
+        ("dry_run=maybe", "dry_run=maybe: has to be true or false"),
+        (
+            "curate.synthetic.families=addition",
+            "curate.synthetic.families=addition: has to be a list or null",
+        ),
+        ("sft=3", "sft=3: has to be a section: {name: value, ...}"),
+        ("sft.limits=[1,2]", "sft.limits=[1,2]: has to be a section: {name: value, ...}"),
+        ("sft.num_steps==", "sft.num_steps==: not of the form key=value"),
+        ("sft.num_steps", "sft.num_steps: not of the form key=value"),
+        ("sft={a", "sft={a: not of the form key=value"),
+        ("seed=1,2", "seed=1,2: several values, where one is expected"),
+        ("--multirun", "--multirun: not supported; start the recipe once for each setting"),
+        ("sft.num_steps=${foo}", "sft.num_steps: Interpolation key 'foo' not found"),
+        ("model=nope", "model=nope: no such model (there are: falcon_h1_0_5b, falcon_h1_7b, tiny)"),
+        ("data=nope", "data=nope: no such data (there are: gsm8k, jsonl, synthetic)"),
+        ("--config-name=nope", "--config-name=nope: no such file"),
+        (
+            "evaluate.benchmarks.mine.num_samples=2",
+            "evaluate.benchmarks.mine: no entry of that name; '+evaluate.benchmarks={mine: ...}' adds one",
+        ),
+    ],
+)
+def test_a_mistaken_override_is_told_in_one_line(refusal: Refusal, override: str, message: str) -> None:
+    assert refusal(override) == message
+
+
+def test_an_unknown_experiment_names_those_there_are(refusal: Refusal) -> None:
+    message = refusal("experiment=nope")
+    assert message.startswith("experiment=nope: no such experiment (there are: ")
+    assert all(preset in message for preset in PRESETS)
+
+
+def test_no_traceback_reaches_the_shell(tmp_path: Path) -> None:
+    code = "from falcon_h1r.entry import run_recipe; run_recipe('sft', lambda *_: None, lambda _: None)"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "grpo.group_size=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.returncode, run.stdout) == (entry.USAGE_ERROR, "")
+    assert run.stderr.startswith("error: grpo.group_size=1: ") and run.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+def test_what_is_free_form_takes_any_key() -> None:
+    config = composed("+evaluate.benchmarks={mine: {num_samples: 2}}", "+model.architecture.head_dim=8")
+    assert config.evaluate.benchmarks["mine"].num_samples == 2
+    assert config.model.architecture["head_dim"] == 8
+
+
+# -----------------------------------------------------------------------------
+# Mistakes in a file
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "sft: {num_stepz: 3}",
+            "sft.num_stepz: no such key (did you mean sft.num_steps?) (in experiment/mine.yaml)",
+        ),
+        ("foo: 3", "foo: no such key (in experiment/mine.yaml)"),
+        (
+            "sft: {num_steps: abc}",
+            "sft.num_steps=abc: has to be a whole number or null (in experiment/mine.yaml)",
+        ),
+        (
+            "evaluate: {benchmarks: {a: {b: 1}}}",
+            "evaluate.benchmarks.a.b: no such key (in experiment/mine.yaml)",
+        ),
+        (
+            "defaults: [override /model: nope]",
+            "model=nope: no such model (there are: falcon_h1_0_5b, falcon_h1_7b, tiny)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_preset_names_the_file(
+    refusal: Refusal, preset_folder: Callable[[str], tuple[str, str]], text: str, message: str
+) -> None:
+    assert refusal(*preset_folder(text)) == message
+
+
+@pytest.mark.parametrize("text", ["sft: {num_steps: [3\ngrpo: 2", "seed: 1\nseed: 2", "a: b: c"])
+def test_a_preset_that_is_no_yaml_names_file_and_line(
+    refusal: Refusal, preset_folder: Callable[[str], tuple[str, str]], text: str
+) -> None:
+    message = refusal(*preset_folder(text))
+    assert "own/experiment/mine.yaml, line " in message
+    assert "not YAML (" in message
+
+
+# -----------------------------------------------------------------------------
+# Impossible values
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("grpo.group_size=1", "grpo.group_size=1"),
+        ("sft.limits.row_tokens=10", "sft.limits.row_tokens=10"),
+        ("grpo.limits.response_tokens=9000", "grpo.limits.row_tokens=2048"),
+        ("evaluate.limits.prompt_tokens=0", "evaluate.limits.prompt_tokens=0"),
+        ("grpo.rollout.temperature=0", "grpo.rollout.temperature=0"),
+        ("grpo.rollout.top_p=0.9", "grpo.rollout.top_p=0.9"),
+        ("grpo.loss.aggregation=mean", "grpo.loss.aggregation=mean"),
+        ("sft.optimizer.warmup_share=1.5", "sft.optimizer.warmup_share=1.5"),
+        ("sft.num_epochs=0", "sft.num_epochs=0"),
+        ("model.dtype=float16", "model.dtype=float16"),
+        ("launch.num_nodes=0", "launch.num_nodes=0"),
+        ("scaling.trace_score=best", "scaling.trace_score=best"),
+        ("scaling.keep_share=10", "scaling.keep_share=10"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: str, key: str) -> None:
+    assert refusal(override).startswith(key)
+
+
+def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one(refusal: Refusal) -> None:
+    message = refusal("grpo.rollout.name=vllm", "engine.zero_stage=2")
+    assert "engine.zero_stage=2" in message
+    assert "grpo.rollout.name" not in message, "SFT draws no rollouts"
+
+
+def test_several_nodes_need_a_launcher(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    config = Config()
+    config.launch.num_nodes = 2
+    with pytest.raises(InputError, match=r"launch\.num_nodes=2"):
+        entry._run_on_ranks(config, "sft", lambda *_: pytest.fail("ran on one node"))
+
+
+# -----------------------------------------------------------------------------
+# Presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_passes_the_checks(preset: str) -> None:
+    assert composed(f"experiment={preset}").name == preset
+
+
+def test_the_defaults_need_nothing_that_is_not_built() -> None:
+    assert [not_built_yet(Config(), stage) for stage in STAGES] == [[]] * len(STAGES)
+
+
+@pytest.mark.parametrize("stage", ["curate", "sft", "grpo", "evaluate", "pipeline"])
+def test_what_one_gpu_or_two_cores_need_is_built(stage: str) -> None:
+    for preset in ("quickstart", "falcon_h1_0_5b"):
+        assert not_built_yet(composed(f"experiment={preset}"), stage) == []
+
+
+def test_a_preset_leaves_the_choice_of_model_to_the_command_line() -> None:
+    assert composed("experiment=falcon_h1r_7b", "model=tiny").model.path is None
+
+
+def test_the_report_is_told_in_the_7b_preset() -> None:
+    """Sections 2 to 5 of the recipe, figure by figure."""
+    config = composed("experiment=falcon_h1r_7b")
+    sft, grpo = config.sft, config.grpo
+    assert config.system_prompt == FALCON_SYSTEM_PROMPT
+    assert config.launch.num_nodes * config.launch.num_processes == 256
+    assert config.engine.sequence_parallel == 2
+    assert config.curate.rollouts_per_problem == 12
+    assert sum(config.curate.domain_samples.values()) == sft.data.expected_samples == 3_110_000
+    assert sft.data.expected_tokens == round((17.1 + 9 + 2.1 + 1.9) * 1e9)
+    assert (sft.batch_sequences, sft.num_epochs, sft.limits.row_tokens) == (512, 3, 36 * 1024)
+    assert sft.limits.prompt_tokens + sft.limits.response_tokens == 36 * 1024
+    optimizer = sft.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_share) == (1024e-6, "linear", 0.04)
+    assert (optimizer.weight_decay, optimizer.clip_grad_norm, config.model.dtype) == (0.01, 1.0, "bfloat16")
+    weights = config.curate.weights
+    assert (weights.easy, weights.medium, weights.hard_low, weights.hard_high) == (0.5, 1.0, 1.25, 1.75)
+    assert (grpo.group_size, grpo.problems_per_step, grpo.updates_per_batch) == (16, 128, 1)
+    assert (grpo.rollout.temperature, grpo.limits.response_tokens) == (0.85, 48 * 1024)
+    assert (grpo.optimizer.learning_rate, grpo.optimizer.warmup_steps) == (2e-6, 10)
+    loss = grpo.loss
+    assert (loss.clip_low, loss.clip_high, loss.importance_cap, loss.aggregation) == (
+        0.2,
+        0.28,
+        2.0,
+        "sequence",
+    )
+    assert loss.kl_coefficient == loss.entropy_coefficient == 0.0
+    selection = grpo.selection
+    assert (selection.num_rollouts, selection.temperature, selection.top_p) == (8, 0.6, 0.95)
+    assert (selection.drop_consistent_wrong, selection.domains) == (4, ["math"])
+    scaling = config.scaling
+    assert (scaling.num_traces, scaling.warmup_traces, scaling.window_tokens, scaling.top_k) == (
+        512,
+        16,
+        2048,
+        20,
+    )
+    assert (scaling.consensus_share, scaling.keep_share) == (0.95, 0.1)
+
+
+def test_published_scores_stand_beside_their_benchmarks() -> None:
+    benchmarks = composed("experiment=falcon_h1r_7b").evaluate.benchmarks
+    assert {name: benchmark.reference_score for name, benchmark in benchmarks.items()} == {
+        "aime24": 88.1,
+        "aime25": 83.1,
+        "hmmt25": 64.9,
+        "amo_bench": 36.3,
+        "math500": 97.4,
+        "livecodebench_v6": 68.6,
+        "scicode": 28.3,
+        "terminal_bench_hard": 4.9,
+        "gpqa_diamond": 61.3,
+        "mmlu_pro": 72.1,
+        "hle": 11.1,
+        "ifbench": 53.4,
+    }
+    assert [name for name, benchmark in benchmarks.items() if benchmark.num_samples == 16] == [
+        "aime24",
+        "aime25",
+        "hmmt25",
+        "amo_bench",
+    ]
+
+
+def test_one_node_keeps_the_optimisation_of_sft() -> None:
+    cluster, node = (composed(f"experiment={name}") for name in PRESETS[:2])
+    assert node.launch.num_nodes * node.launch.num_processes == 8
+    assert (node.sft, node.model, node.curate) == (cluster.sft, cluster.model, cluster.curate)
+    assert (
+        node.grpo.num_steps * node.grpo.problems_per_step
+        == cluster.grpo.num_steps * cluster.grpo.problems_per_step
+    )
+
+
+def test_no_key_is_listed_twice() -> None:
+    keys = config_keys()
+    assert len(set(keys)) == len(keys)

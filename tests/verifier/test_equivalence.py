@@ -1,0 +1,210 @@
+"""The rules of notation, one table a rule; pairs are judged in both directions."""
+
+import pytest
+
+from falcon_h1r.verifier import verify
+
+RIGHT = {
+    "fractions and decimals": [
+        (r"\frac12", "0.5"),
+        (r"\dfrac{2}{4}", "1/2"),
+        ("0.50", ".5"),
+        (r"1\frac{3}{4}", "7/4"),
+        ("1 1/2", "1.5"),
+        (r"-\frac{1}{2}", r"\frac{-1}{2}"),
+        (r"-3 \frac{1}{2}", "-7/2"),
+        (r"0.1\overline{6}", "1/6"),
+        ("8/46", r"\frac{4}{23}"),
+    ],
+    "thousands": [
+        ("12,345", "12345"),
+        ("12{,}345", "12345"),
+        (r"12\,345\,678", "12345678"),
+        (r"11,\! 111", "11111"),
+        ("1 234", "1234"),
+    ],
+    "powers of ten": [(r"1.5 \times 10^{-3}", "0.0015"), ("2.5e3", "2500"), ("10^-2", "0.01")],
+    "percent": [(r"25\%", "0.25"), ("25%", "25"), ("33.5 percent", "0.335")],
+    "units": [
+        (r"5\text{ cm}^2", "5"),
+        (r"5 \mathrm{~cm}", "5"),
+        (r"10\text{ m/s}", "10"),
+        ("64 square feet", "64"),
+        ("3s", "3"),
+        (r"\$5.50", "5.5"),
+        (r"45^\circ", "45"),
+        ("45°", r"45 \text{ degrees}"),
+        ("12th", "12"),
+    ],
+    "labels": [
+        ("x = 5", "5"),
+        ("f(x) = x^2", "x^2"),
+        (r"\angle APC = 74^\circ", "74"),
+        ("|AB|=1", "1"),
+        ("S_n = 2n", "2n"),
+        (r"\frac{6}{15} = \frac{2}{5}", "2/5"),
+        ("(x,y)=(3,4)", "(3,4)"),
+    ],
+    "lists have no order": [
+        ("1, 2, 3", "3, 1, 2"),
+        (r"\{1,2\}", r"2 \text{ and } 1"),
+        ("x=1, x=2", "2, 1"),
+        ("-1;-2", "-2, -1"),
+        (r"\pm 3", "3, -3"),
+        (r"\frac{-1\pm\sqrt{5}}{2}", r"\frac{-1-\sqrt5}{2}, \frac{-1+\sqrt5}{2}"),
+        ("(1,2), (3,4)", "(3,4), (1,2)"),
+        ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+    ],
+    "intervals and inequalities": [
+        ("x < 3", r"(-\infty, 3)"),
+        ("5 > x", "x<5"),
+        (r"x \le 3 \text{ or } x \ge 5", r"(-\infty,3]\cup[5,\infty)"),
+        ("|x|<3", "(-3,3)"),
+        ("x^2-5x+6>0", r"(-\infty,2)\cup(3,\infty)"),
+        (r"\mathbb{R}\setminus\{2\}", r"x \neq 2"),
+        (r"\{1,2\}\cup[0,3]", "[0,3]"),
+        (r"[\sqrt{2}, \sqrt{8}]", r"\sqrt2 \le x \le 2\sqrt2"),
+        (r"\frac{1}{x} > 1", "(0,1)"),
+    ],
+    "matrices": [
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1.0 & 2\\ 3 & \frac{8}{2} \end{bmatrix}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"),
+        (r"\begin{vmatrix}2&1\\1&2\end{vmatrix}", "3"),
+    ],
+    "algebra": [
+        (r"\sqrt{8}", r"2\sqrt2"),
+        (r"\frac{1}{\sqrt2}", r"\frac{\sqrt2}{2}"),
+        ("(x+1)^2", "x^2+2x+1"),
+        (r"\ln 8", r"3\ln 2"),
+        (r"\sin^2 x+\cos^2 x", "1"),
+        (r"\sin^{-1} a", r"\arcsin(a)"),
+        (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"),
+        (r"e^{i\pi}", "-1"),
+        (r"\sin(90^\circ-x)", r"\cos x"),
+        (r"\sum_{k=1}^{10} k", "55"),
+        (r"\log_{10} 100", "2"),
+        ("x^2/4+y^2/3=1", "3x^2+4y^2=12"),
+        ("y=2x+3", "2x-y+3=0"),
+        (r"\lim_{x \to \infty} \frac{1}{x}", "0"),
+    ],
+    "text": [
+        (r"\text{Yes}", "yes"),
+        (r"\text{(C)}", "C"),
+        (r"\textbf{(B) } 5", "B"),
+        (r"\text{no solution}", "No solution"),
+    ],
+    "ratios": [("1:2:3", "2:4:6"), ("3:4", "3/4")],
+    "remarks": [(r"\frac{1}{2} \approx 0.5", "1/2"), (r"k\pi, k \in \mathbb{Z}", r"k\pi")],
+}
+
+WRONG = [
+    ("1", "2"),
+    ("10", "0.1"),
+    (r"5\%", "0.5"),
+    ("1.0001", "1"),
+    (r"\frac{22}{7}", r"\pi"),
+    (r"\sqrt2", "1.414"),
+    ("2.3", "2.2892"),
+    ("(3,4)", "(4,3)"),
+    ("[0,1]", "(0,1)"),
+    ("x > 3", r"x \ge 3"),
+    ("1, 2", "1"),
+    ("1, 2", "1, 2, 3"),
+    (r"1 \text{ or } 2", "1"),
+    (r"42 \pm 1", "42"),
+    ("[41, 43]", "42"),
+    ("x = 2", "x = 1"),
+    ("a=1, b=2", "a=2, b=1"),
+    (r"\frac{1}{2006!}", r"\frac{1}{2004!}"),
+    (r"\tan(\pi/2)", "0"),
+    ("1/0", "2/0"),
+    (r"\infty - \infty", "0"),
+    ("x^2", "x^3"),
+    (r"\sqrt{x^2}", "x"),
+    ("5\\pi", "5"),
+    ("16386.16", "16386.17"),
+    ("(3,1),(2,1)", "f(2) < f(1) < f(4)"),
+    (r"\frac{1}{2006!}", r"\lim_{x \to \infty} \frac{1}{x}"),
+    ("f(x) = 1", "x = 1"),
+    ("f(x) = 1", "|AB| = 1"),
+    ("(2,1]", "(3,1]"),
+    ("1:00", "12:00"),
+    ("12:30", "2:05"),
+    ("even", "odd"),
+    ("C", "D"),
+    ("x+1", "y+1"),
+    (r"\cos x = \frac12", r"\sin x = \frac12"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
+]
+
+
+def box(answer: str) -> str:
+    return f"The answer is $\\boxed{{{answer}}}$."
+
+
+@pytest.mark.parametrize(
+    ("rule", "a", "b"), [(rule, a, b) for rule, pairs in RIGHT.items() for a, b in pairs]
+)
+def test_two_notations_of_one_answer_are_equal_both_ways(rule: str, a: str, b: str) -> None:
+    for prediction, gold in ((a, b), (b, a)):
+        verdict = verify(box(prediction), gold)
+        assert verdict.correct, (rule, prediction, gold, verdict)
+
+
+@pytest.mark.parametrize(("a", "b"), WRONG)
+def test_different_answers_are_told_apart_both_ways(a: str, b: str) -> None:
+    for prediction, gold in ((a, b), (b, a)):
+        verdict = verify(box(prediction), gold)
+        assert not verdict.correct, (prediction, gold, verdict)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold"),
+    [
+        ("a + 3z = 0", "x = 0"),
+        ("0", "a + 3z = 0"),
+        ("y = f(x)", "f(x) = x + 1"),
+        ("x = x", "x = 5"),
+        ("2x = 4", "x = 2"),
+    ],
+)
+def test_restating_an_equation_is_not_a_solution(prediction: str, gold: str) -> None:
+    assert not verify(box(prediction), gold).correct
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "correct"),
+    [
+        (r"\pi", "3.14159265", True),  # nine digits: the exact value is welcome
+        ("3.14159265", r"\pi", False),  # an exact gold wants exactness
+        (r"\frac{1}{3}", "0.3333333", True),
+        (r"\frac{1}{3}", "0.3333", False),
+        ("1.97", "1.97423402868049", False),
+        ("0.33333333333333", r"\frac13", True),
+    ],
+)
+def test_a_long_decimal_stands_for_the_exact_value(prediction: str, gold: str, correct: bool) -> None:
+    assert verify(box(prediction), gold).correct is correct
+
+
+def test_each_stage_signs_its_verdicts() -> None:
+    stages = {
+        ("1", "1"): "string",
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"): "normalised",
+        ("0.5", r"\frac{1}{2}"): "number",
+        ("2, 1", "1, 2"): "structure",
+        (r"\sqrt{8}", r"2\sqrt{2}"): "algebra",
+    }
+    assert {pair: verify(box(pair[0]), pair[1]).stage for pair in stages} == stages
+    assert verify("no box", "1").stage == "extract"
+
+
+def test_a_gold_that_does_not_parse_is_unverifiable_unless_the_strings_are_equal() -> None:
+    assert verify(box("2"), r"\frac{1}{").status == "unverifiable_gold"
+    assert verify(box("2"), "").status == "unverifiable_gold"
+    assert verify(box(r"1 \oplus \pmod"), r"1 \oplus \pmod").correct
+
+
+def test_thinking_counts_only_where_it_may() -> None:
+    assert verify(r"<think>\boxed{1}", "1").correct
+    assert not verify(r"<think>\boxed{1}", "1", after_think=True).correct
