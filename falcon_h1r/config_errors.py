@@ -65,10 +65,15 @@ def refuse_unknown_keys(composed: DictConfig) -> None:
 
 def no_such_key(key: str) -> str:
     """The complaint about a key that does not exist, with the nearest that does."""
-    keys = config_keys()
+    keys = [known for known in config_keys() if not key.startswith(f"{known}.")]
     section, _, name = key.rpartition(".")
     deeper = [known for known in keys if known.startswith(section) and known.endswith(f".{name}")]
-    near = deeper[:1] or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    alike = [
+        known
+        for known in difflib.get_close_matches(key, keys, n=5, cutoff=0.6)
+        if difflib.SequenceMatcher(None, known.rpartition(".")[2], name).ratio() > 0.6
+    ]
+    near = deeper or alike
     return f"{key}: no such key" + (f" (did you mean {near[0]}?)" if near else "")
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SHRINK = 32
 SMALLEST_WIDTH, SMALLEST_STATE = 16, 8
 NUM_LAYERS = 2
-NUM_SEQUENCES = 8  # of a step, at most
-NUM_TRACES = 64
+NUM_SEQUENCES = 4  # of a step, at most
+NUM_TRACES = 16
 
 
 def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[str, str]]:

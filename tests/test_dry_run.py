@@ -1,0 +1,237 @@
+"""A dry run tells what a run would do: the recipe's own figures come out of its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from transformers import FalconH1Config
+
+from falcon_h1r import dry_run_steps
+from falcon_h1r.config import Config
+from falcon_h1r.dry_run import describe
+from falcon_h1r.dry_run_steps import run_steps, shrunken_architecture
+from falcon_h1r.entry import CONFIGS
+from falcon_h1r.model.load import planned_config
+from falcon_h1r.plan import (
+    RankPlan,
+    count_parameters,
+    decode_bytes,
+    plan_grpo,
+    plan_ranks,
+    plan_sft,
+    training_bytes,
+)
+from falcon_h1r.types import InputError
+
+PRESETS = ("falcon_h1r_7b", "falcon_h1r_7b_8xh100", "falcon_h1_0_5b")
+
+
+@pytest.fixture(autouse=True)
+def not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def composed(*overrides: str) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_object(compose("config", list(overrides)))
+    assert isinstance(config, Config)
+    return config
+
+
+def shape_of(config: Config) -> FalconH1Config:
+    return planned_config(config.model)[0]
+
+
+def ranks_of(config: Config) -> RankPlan:
+    return plan_ranks(config, shape_of(config))
+
+
+# -----------------------------------------------------------------------------
+# The model, without its weights
+
+
+def test_the_7b_has_7_59_billion_parameters_and_untied_embeddings() -> None:
+    shape = shape_of(composed("experiment=falcon_h1r_7b"))
+    assert count_parameters(shape) == 7_585_648_736
+    assert shape.tie_word_embeddings is False
+
+
+def test_the_half_billion_has_0_52_billion_parameters() -> None:
+    assert count_parameters(shape_of(composed("experiment=falcon_h1_0_5b"))) == 521_411_104
+
+
+def test_tied_embeddings_count_once() -> None:
+    untied = shape_of(composed())
+    tied = FalconH1Config(**{**untied.to_dict(), "tie_word_embeddings": True})
+    assert count_parameters(untied) - count_parameters(tied) == untied.vocab_size * untied.hidden_size
+
+
+def test_decoding_state_of_the_7b_is_what_is_published() -> None:
+    """About 67 MiB of SSM and convolution state a sequence in bfloat16, and 44 KiB of KV cache a token."""
+    state, cache = decode_bytes(shape_of(composed("experiment=falcon_h1r_7b")), "bfloat16")
+    assert round(state / 2**20) == 67
+    assert cache == 44 * 1024
+
+
+@pytest.mark.parametrize(("zero_stage", "expected"), [(0, 16.0), (1, 5.5), (2, 3.75), (3, 2.0)])
+def test_zero_shards_optimizer_then_gradients_then_weights(zero_stage: int, expected: float) -> None:
+    config = composed("experiment=falcon_h1r_7b", f"engine.zero_stage={zero_stage}")
+    assert training_bytes(config, num_parameters=1, num_ranks=8) == expected
+
+
+# -----------------------------------------------------------------------------
+# Batches and steps
+
+
+def test_the_cold_start_takes_the_steps_that_follow_from_the_report() -> None:
+    """About 18.2k steps of about 5.0M tokens."""
+    config = composed("experiment=falcon_h1r_7b")
+    data = config.sft.data
+    plan = plan_sft(config.sft, ranks_of(config), data.expected_samples, data.expected_tokens)
+    assert plan.num_steps == round(3 * 3_110_000 / 512) == 18_223
+    assert plan.tokens_per_step == pytest.approx(4.955e6, rel=1e-3)
+    assert plan.steps_per_epoch == pytest.approx(6_074.2, abs=0.1)
+    assert plan.most_tokens_per_step == 512 * 36 * 1024
+    assert (plan.micro_batches, plan.most_micro_batches) == (2, 4)
+
+
+def test_one_node_takes_the_same_steps_in_more_micro_batches() -> None:
+    config = composed("experiment=falcon_h1r_7b_8xh100")
+    data = config.sft.data
+    plan = plan_sft(config.sft, ranks_of(config), data.expected_samples, data.expected_tokens)
+    assert (plan.num_steps, plan.micro_batches, plan.most_micro_batches) == (18_223, 34, 128)
+
+
+def test_a_grpo_step_of_the_report_is_2048_rollouts() -> None:
+    config = composed("experiment=falcon_h1r_7b")
+    plan = plan_grpo(config.grpo, ranks_of(config))
+    assert plan.rollouts == 128 * 16
+    assert plan.most_response_tokens == 2048 * 48 * 1024
+    assert plan.most_micro_batches == 2048 // 128
+
+
+def test_ranks_are_the_launchers_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("experiment=falcon_h1r_7b")
+    assert ranks_of(config) == RankPlan(num_ranks=256, data_ranks=128, launched=False)
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert ranks_of(config) == RankPlan(num_ranks=16, data_ranks=8, launched=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["engine.sequence_parallel=3", "launch.num_processes=8"], "engine.sequence_parallel=3"),
+        (["engine.sequence_parallel=8", "launch.num_processes=8"], "engine.sequence_parallel=8"),  # heads
+        (["sft.batch_sequences=4", "launch.num_processes=8"], "sft.batch_sequences=4"),
+        (["grpo.problems_per_step=1", "launch.num_processes=16"], "grpo.problems_per_step=1 x group_size=8"),
+        (["grpo.num_steps=5", "grpo.optimizer.warmup_steps=5"], "grpo.optimizer.warmup_steps=5"),
+        (["sft.num_steps=5", "sft.optimizer.warmup_steps=9"], "sft.optimizer.warmup_steps=9"),
+        (["sft.limits={prompt_tokens: 64, response_tokens: 4096, row_tokens: 5000}"], "sft.limits"),
+        (["evaluate.limits={prompt_tokens: 64, response_tokens: 4096, row_tokens: 5000}"], "evaluate.limits"),
+        (["+model.architecture.widht=3"], "model.architecture.widht"),
+        (["sft.data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["model.path=./nowhere"], "model.path=./nowhere"),
+    ],
+)
+def test_what_cannot_work_out_is_refused_by_its_key(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        describe(composed(*overrides), "pipeline")
+    assert complaint in str(refusal.value)
+
+
+# -----------------------------------------------------------------------------
+# The text
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_described(preset: str) -> None:
+    text = describe(composed(f"experiment={preset}"), "pipeline")
+    assert text.startswith(f"dry run of pipeline: {preset}\n")
+    assert all(f"\n{stage}\n" in text for stage in ("curate", "sft", "grpo", "evaluate"))
+
+
+@pytest.mark.parametrize("stage", ["curate", "sft", "grpo", "evaluate"])
+def test_a_stage_is_described_without_the_others(stage: str) -> None:
+    headings = [line for line in describe(composed(), stage).splitlines() if line and line[0] != " "][1:]
+    assert headings == ["processes", "model", stage]
+
+
+def test_the_description_of_the_recipe_holds_its_figures() -> None:
+    text = describe(composed("experiment=falcon_h1r_7b"), "pipeline")
+    for figure in (
+        "256 (32 nodes x 8 processes)",
+        "128 (sequence parallel 2)",
+        "7.59B (7,585,648,736), embeddings untied",
+        "66.9 MiB a sequence and 44.0 KiB a token",
+        "revision not pinned",
+        "18,223",
+        "4.96M on average",
+        "128 problems x 16 = 2,048 a step",
+        "published 88.1, with 512 traces 96.7",
+        "engine.sequence_parallel=2",
+        "grpo.rollout.name=vllm",
+        "scaling.num_traces=512",
+    ):
+        assert figure in text, figure
+
+
+def test_the_head_and_the_size_of_the_data_are_shown(tmp_path: Path) -> None:
+    rows = [{"question": f"{n} + 1?", "answer": f"one more than {n} #### {n + 1}"} for n in range(10)]
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = describe(composed("data=gsm8k", f"sft.data.path={path}", "sft.batch_sequences=4"), "sft")
+    assert "0 + 1? -> one more than 0" in text
+    assert "3 + 1?" not in text
+    lines = dict(line.split(None, 1) for line in text.splitlines() if line.startswith("  s"))
+    assert lines["samples"] == "10"
+    assert "steps per epoch" in text and "2.5" in text
+
+
+def test_a_broken_line_of_the_data_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question":\n')
+    with pytest.raises(InputError, match="line 2"):
+        describe(composed("data=gsm8k", f"grpo.data.path={path}"), "grpo")
+
+
+# -----------------------------------------------------------------------------
+# Steps at a sliver of the width
+
+
+@pytest.mark.parametrize("preset", ["falcon_h1r_7b", "falcon_h1_0_5b"])
+def test_two_steps_at_a_sliver_of_the_width_have_finite_losses(preset: str) -> None:
+    torch.set_num_threads(1)
+    config = composed(f"experiment={preset}", "dry_run_steps=2")
+    rows = dict(run_steps(config, "sft", shape_of(config)))
+    assert list(rows) == ["model", "step 1", "step 2"]
+    losses = [float(rows[step].split()[1].rstrip(",")) for step in ("step 1", "step 2")]
+    assert losses[1] < losses[0] < 7.0, "near the logarithm of the vocabulary, and falling"
+
+
+def test_the_sliver_keeps_heads_groups_and_multipliers() -> None:
+    shape = shape_of(composed("experiment=falcon_h1r_7b"))
+    sliver = shrunken_architecture(shape)
+    for name in (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "mamba_n_heads",
+        "mamba_n_groups",
+        "ssm_multipliers",
+    ):
+        assert sliver[name] == getattr(shape, name)
+    assert (sliver["hidden_size"], sliver["num_hidden_layers"], sliver["head_dim"]) == (96, 2, 4)
+    assert sliver["mamba_d_ssm"] == sliver["mamba_n_heads"] * sliver["mamba_d_head"]
+
+
+def test_a_loss_that_is_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run_steps, "_train_step", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
+    config = composed("dry_run_steps=1")
+    with pytest.raises(InputError, match="step 1 gives loss nan"):
+        run_steps(config, "sft", shape_of(config))
