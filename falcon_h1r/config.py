@@ -285,7 +285,7 @@ class EvaluateConfig:
 
 @dataclass
 class DevConfig:
-    """Held-out problems for the learning curves of SFT and GRPO; never those of the evaluation."""
+    """Held-out problems for the learning curves of SFT and GRPO, never those of the evaluation. No path, no curve."""
 
     data: SourceConfig = field(default_factory=SourceConfig)
     num_problems: Optional[int] = 128  # the first so many; null: all

@@ -24,8 +24,7 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("grpo.data.path", config.grpo.data.path)
     check_problems(config.grpo.data)
-    if config.grpo.dev_every_steps:
-        require("dev.data.path", config.dev.data.path)
+    if config.dev.data.path is not None:
         check_problems(config.dev.data)
 
 

@@ -26,8 +26,7 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("sft.data.path", config.sft.data.path)
     check_traces(config.sft.data)
-    if config.sft.dev_every_steps:
-        require("dev.data.path", config.dev.data.path)
+    if config.dev.data.path is not None:
         check_problems(config.dev.data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ STAGES = ("curate", "sft", "grpo", "evaluate", "pipeline", "export")
 Refusal = Callable[..., str]
 
 
+@cache
 def composed(*overrides: str) -> Config:
     """The config that a recipe gets for these overrides."""
     ConfigStore.instance().store(name="schema", node=Config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from transformers import FalconH1Config
 
-from falcon_h1r import dry_run_steps
 from falcon_h1r.config import Config
-from falcon_h1r.dry_run import describe
-from falcon_h1r.dry_run_steps import run_steps, shrunken_architecture
-from falcon_h1r.entry import CONFIGS
-from falcon_h1r.model.load import planned_config
-from falcon_h1r.plan import (
+from falcon_h1r.dry_run import describe, steps
+from falcon_h1r.dry_run.arithmetic import (
     RankPlan,
     count_parameters,
     decode_bytes,
@@ -27,6 +24,9 @@ from falcon_h1r.plan import (
     plan_sft,
     training_bytes,
 )
+from falcon_h1r.dry_run.steps import run_steps, shrunken_architecture
+from falcon_h1r.entry import CONFIGS
+from falcon_h1r.model.load import planned_config
 from falcon_h1r.types import InputError
 
 PRESETS = ("falcon_h1r_7b", "falcon_h1r_7b_8xh100", "falcon_h1_0_5b")
@@ -37,6 +37,7 @@ def not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
 
 
+@cache
 def composed(*overrides: str) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -231,7 +232,7 @@ def test_the_sliver_keeps_heads_groups_and_multipliers() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run_steps, "_train_step", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
+    monkeypatch.setattr(steps, "_train_step", lambda *_: {"loss": float("nan"), "grad_norm": 1.0})
     config = composed("dry_run_steps=1")
     with pytest.raises(InputError, match="step 1 gives loss nan"):
         run_steps(config, "sft", shape_of(config))

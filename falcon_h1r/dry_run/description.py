@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, OptimizerConfig, SFTConfig, SourceConfig
 from falcon_h1r.config_checks import not_built_yet
-from falcon_h1r.plan import (
+from falcon_h1r.dry_run.arithmetic import (
     RankPlan,
     check_context,
     count_parameters,
@@ -60,7 +60,7 @@ def describe(config: Config, stage: str) -> str:
         ("recorded, but not acted on by this version", [(key, "") for key in not_built_yet(config, stage)])
     )
     if config.dry_run_steps:
-        from falcon_h1r.dry_run_steps import run_steps
+        from falcon_h1r.dry_run.steps import run_steps
 
         sections.append(("steps at a sliver of the width", run_steps(config, stage, shape)))
     return render(f"dry run of {stage}: {config.name}", sections)
