@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config
+from falcon_h1r.config import Config, LimitsConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
+from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.load import load_policy, random_policy
 
 if TYPE_CHECKING:
@@ -47,12 +48,21 @@ def publish_random_base(config: Config, texts: list[str], folder: Path) -> Path:
 
 
 def open_policy(
-    config: Config, texts: Callable[[], list[str]], folder: Path, world: World
+    config: Config,
+    texts: Callable[[], list[str]],
+    folder: Path,
+    world: World,
+    learning_rate: float | None = None,
+    limits: LimitsConfig | None = None,
 ) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """The policy that a stage starts from: `model.path`, or a random base published under `folder` first.
 
+    Tokenizer, template, vocabulary and multipliers are inspected: what would corrupt training is refused.
+
     Args:
         texts: what a tokenizer is trained on, where there is no checkpoint.
+        learning_rate: of the training to come, which multipliers of 1 would make too large.
+        limits: of the training to come; prompt and response have to fit the checkpoint's context.
     """
     settings = config.model
     if settings.path is None:
@@ -61,4 +71,9 @@ def open_policy(
             publish_random_base(config, texts(), base)
         world.barrier()
         settings = replace(settings, path=str(base), revision=None)
-    return load_policy(settings, world.device)
+    model, tokenizer = load_policy(settings, world.device)
+    longest = limits.prompt_tokens + limits.response_tokens if limits is not None else None
+    results = inspect_checkpoint(settings, model.config, tokenizer, config.system_prompt, learning_rate, longest)
+    if world.is_main:
+        print_inspection(results)
+    return model, tokenizer

@@ -6,7 +6,7 @@ stand in falcon_h1r/config_checks.py and run before anything is loaded. Imports 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 # Optional[...] rather than `... | None`, and no Literal: OmegaConf reads these annotations at run time.
@@ -118,9 +118,7 @@ class SyntheticConfig:
 
     num_problems: int = 60_000
     families: Optional[list[str]] = None  # null: all
-    difficulty_shares: dict[str, float] = field(
-        default_factory=lambda: {"easy": 0.25, "medium": 0.4, "hard": 0.35}
-    )
+    difficulty_shares: dict[str, float] = field(default_factory=lambda: {"easy": 0.25, "medium": 0.4, "hard": 0.35})
     split_fractions: dict[str, float] = field(
         default_factory=lambda: {"sft": 0.6, "rl": 0.3, "dev": 0.03, "eval": 0.07}
     )
@@ -240,9 +238,7 @@ class GRPOConfig:
 
     data: SourceConfig = field(default_factory=SourceConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=2e-6, warmup_steps=10)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-6, warmup_steps=10))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)

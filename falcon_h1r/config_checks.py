@@ -72,13 +72,10 @@ def _check_limits(key: str, limits: LimitsConfig) -> None:
 def _check_grpo(grpo: GRPOConfig) -> None:
     if grpo.group_size < 2:
         raise InputError(
-            f"grpo.group_size={grpo.group_size}: advantages are taken within a group, "
-            "which needs at least 2 rollouts"
+            f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
         )
     if grpo.rollout.temperature <= 0:
-        raise InputError(
-            f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast"
-        )
+        raise InputError(f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast")
     if grpo.rollout.top_p < 1.0 or grpo.rollout.top_k > 0:
         raise InputError(
             f"grpo.rollout.top_p={grpo.rollout.top_p}, top_k={grpo.rollout.top_k}: RL samples the whole "

@@ -61,6 +61,7 @@ def run_recipe(stage: str, recipe: Recipe, check_inputs: Check) -> None:
             _dry_run(config, stage)
         else:
             check_inputs(config)
+            _refuse_used_folder(config)
             _run_on_ranks(config, stage, recipe)
     except CONFIG_ERRORS as error:
         if os.environ.get("RANK", "0") == "0":
@@ -84,6 +85,14 @@ def _refuse_unbuilt(config: Config, stage: str) -> None:
         raise InputError(f"recorded, but not acted on by this version (dry_run=true shows them): {listed}")
 
 
+def _refuse_used_folder(config: Config) -> None:
+    """A folder that holds a run is never written over. Rank 0 looks: when others start, it may be under way."""
+    if os.environ.get("RANK", "0") != "0" or config.run_dir is None:
+        return
+    if (Path(config.run_dir) / "config.yaml").exists():
+        raise InputError(f"run_dir={config.run_dir}: holds a run already; name another folder, or remove it")
+
+
 def _dry_run(config: Config, stage: str) -> None:
     """Describe the run instead of running it. Files that a run needs may be missing, those named may not."""
     from falcon_h1r.dry_run import describe
@@ -98,9 +107,7 @@ def _run_on_ranks(config: Config, stage: str, recipe: Recipe) -> None:
     from falcon_h1r.distributed.world import World, launched, relaunch
 
     if config.launch.num_nodes > 1 and not launched():
-        raise InputError(
-            f"launch.num_nodes={config.launch.num_nodes}: has to be started by a launcher on every node"
-        )
+        raise InputError(f"launch.num_nodes={config.launch.num_nodes}: has to be started by a launcher on every node")
     if config.launch.num_processes > 1 and not launched():
         relaunch(config.launch.num_processes)
     world = World.start()
@@ -115,13 +122,11 @@ def _run_on_ranks(config: Config, stage: str, recipe: Recipe) -> None:
 
 
 def _open_run(config: Config, stage: str) -> tuple[Config, Path]:
-    """Make the run folder and write config.yaml into it. A folder that holds a run is never written over."""
+    """Make the run folder and write config.yaml into it."""
     if config.run_dir is None:
         folder = free_folder(Path("runs") / (config.name if config.name != "run" else stage))
     else:
         folder = Path(config.run_dir)
-        if (folder / "config.yaml").exists():
-            raise InputError(f"run_dir={folder}: holds a run already; name another folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     config.run_dir = str(folder)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")

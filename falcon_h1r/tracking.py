@@ -14,9 +14,10 @@ import os
 import platform
 import secrets
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -114,9 +115,7 @@ class Tracker:
             file.writelines(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
 
     @contextmanager
-    def progress(
-        self, total: int, description: str, unit: str, completed: int = 0
-    ) -> Iterator[ProgressReporter]:
+    def progress(self, total: int, description: str, unit: str, completed: int = 0) -> Iterator[ProgressReporter]:
         """Show progress with the current loss or reward, tokens/s and an ETA; `completed` on resume.
 
         On a terminal a bar; elsewhere one plain line every 10% or 20 seconds.
@@ -195,26 +194,41 @@ def _start_wandb(
 # What it ran on
 
 
-def peak_memory_gib() -> float:
-    """Peak resident memory of this process and its living descendants, in GiB; sum it over ranks.
+class MemoryMeter:
+    """The most memory that this process and its descendants held at once, in GiB, looked at twice a second.
 
-    The sum of their high-water marks (VmHWM; the current size where the system has no /proc). An upper bound:
-    the marks need not fall on the same moment, and pages shared after a fork count in each process. Children
-    that have ended are not counted, since getrusage reports for them at least this process's own size, from
-    before exec: call it before closing the workers.
+    The sum of their resident sizes: pages shared after a fork count in each. Sum it over ranks.
     """
-    own = psutil.Process()
-    return sum(_peak_resident_bytes(process) for process in [own, *own.children(recursive=True)]) / GIB
 
+    SECONDS_BETWEEN_LOOKS = 0.5
 
-def _peak_resident_bytes(process: psutil.Process) -> int:
-    try:
-        status_file = Path(f"/proc/{process.pid}/status")
-        status = status_file.read_text() if status_file.exists() else ""
-        marks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-        return int(marks[0]) * 1024 if marks else int(process.memory_info().rss)
-    except (OSError, psutil.Error):  # a child that ended in between
-        return 0
+    def __init__(self) -> None:
+        self.peak_gib = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
+
+    def __enter__(self) -> MemoryMeter:
+        self.look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def look(self) -> float:
+        """Measure now; returns the peak so far."""
+        own = psutil.Process()
+        total = 0
+        for process in [own, *own.children(recursive=True)]:
+            with suppress(psutil.Error):  # a child that ended in between
+                total += process.memory_info().rss
+        self.peak_gib = max(self.peak_gib, total / GIB)
+        return self.peak_gib
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.SECONDS_BETWEEN_LOOKS):
+            self.look()
 
 
 def environment_versions() -> dict[str, str]:

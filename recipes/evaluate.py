@@ -25,9 +25,7 @@ VOTES = 8  # pass@8 and maj@8, where there are as many samples
 def one_line(summary: dict[str, Any]) -> str:
     """The accuracies with their intervals, for the console."""
     names = [name for name in summary if f"{name}_interval" in summary]
-    parts = [
-        "{} {:.1%} ({:.1%} to {:.1%})".format(name, summary[name], *summary[f"{name}_interval"]) for name in names
-    ]
+    parts = ["{} {:.1%} ({:.1%} to {:.1%})".format(name, summary[name], *summary[f"{name}_interval"]) for name in names]
     return "  ".join(parts)
 
 
@@ -40,7 +38,7 @@ def check(config: Config) -> None:
 
 def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]:
     """Run the stage; returns the judged samples."""
-    from falcon_h1r.checkpoint import load_policy
+    from falcon_h1r.checkpoint import open_policy
     from falcon_h1r.data.jsonl import write_jsonl
     from falcon_h1r.evaluation.evaluate import evaluate_policy
     from falcon_h1r.evaluation.metrics import summarise
@@ -48,7 +46,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.verifier import Verifier
 
     problems = load_problems(config.evaluate.data)[: config.evaluate.num_problems]
-    model, tokenizer = load_policy(config.model, world.device)
+    model, tokenizer = open_policy(config, list, folder, world, limits=config.evaluate.limits)
     sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
     with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier:
         rows = evaluate_policy(
@@ -59,7 +57,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         write_jsonl(folder / "samples.jsonl", rows)
         summary = summarise(rows, k=min(VOTES, config.evaluate.num_samples), seed=config.seed)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        print(one_line(summary), flush=True)
+        print(f"{folder.name}: {one_line(summary)}", flush=True)
     world.barrier()
     return rows
 

@@ -41,7 +41,14 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.verifier import Verifier
 
     problems = load_problems(config.grpo.data)
-    model, tokenizer = open_policy(config, lambda: question_texts(problems, config.system_prompt), folder, world)
+    model, tokenizer = open_policy(
+        config,
+        lambda: question_texts(problems, config.system_prompt),
+        folder,
+        world,
+        config.grpo.optimizer.learning_rate,
+        config.grpo.limits,
+    )
     engine = TorchEngine(model, config.grpo.optimizer, config.grpo.num_steps, world)
     engine.check_gradient_scale()
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)

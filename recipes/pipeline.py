@@ -1,7 +1,7 @@
 """The whole way: curate -> SFT -> GRPO -> evaluate -> report. Each stage reads only what the one before left on disk.
 
-    python recipes/pipeline.py experiment=quickstart
-    python recipes/pipeline.py experiment=quickstart seed=1 tracking.wandb=offline
+python recipes/pipeline.py experiment=quickstart
+python recipes/pipeline.py experiment=quickstart seed=1 tracking.wandb=offline
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import recipes.curate
 import recipes.evaluate
@@ -30,7 +30,7 @@ def pipeline(config: Config, folder: Path, world: World) -> None:
     """Run all stages, each into a folder of its own under `folder`; summary.json and report.html at the end."""
     from falcon_h1r.evaluation.report import write_report
     from falcon_h1r.evaluation.summary import summarise_pipeline
-    from falcon_h1r.tracking import environment_versions, peak_memory_gib
+    from falcon_h1r.tracking import MemoryMeter, environment_versions
 
     seconds: dict[str, float] = {}
 
@@ -42,28 +42,35 @@ def pipeline(config: Config, folder: Path, world: World) -> None:
         seconds[stage] = round(time.perf_counter() - started, 2)
         return result
 
-    curated = timed("curate", lambda: recipes.curate.curate(config, folder / "curate", world))
-    config = reading_from(config, curated)
+    with MemoryMeter() as memory:
+        curated = timed("curate", lambda: recipes.curate.curate(config, folder / "curate", world))
+        config = reading_from(config, curated)
 
-    base = timed("base", lambda: make_base(config, folder / "base" / "model", world))
-    tuned = timed("sft", lambda: recipes.sft.sft(starting_from(config, base), folder / "sft", world))
-    reinforced = timed("grpo", lambda: recipes.grpo.grpo(starting_from(config, tuned), folder / "grpo", world))
+        models: dict[str, Path] = {}
+        models["base"] = timed("base", lambda: make_base(config, folder / "base" / "model", world))
+        from_base = starting_from(config, models["base"])
+        models["sft"] = timed("sft", lambda: recipes.sft.sft(from_base, folder / "sft", world))
+        from_sft = starting_from(config, models["sft"])
+        models["grpo"] = timed("grpo", lambda: recipes.grpo.grpo(from_sft, folder / "grpo", world))
+        samples = timed("evaluate", lambda: evaluate_all(config, models, folder / "evaluate", world))
+    peak_memory_gib = sum(world.gather(memory.peak_gib))
 
-    models = {"base": base, "sft": tuned, "grpo": reinforced}
-    samples = timed(
-        "evaluate",
-        lambda: {
-            name: recipes.evaluate.evaluate(starting_from(config, model), folder / "evaluate" / name, world)
-            for name, model in models.items()
-        },
-    )
-    peak = sum(world.gather(peak_memory_gib()))
     if world.is_main:
         summary = summarise_pipeline(samples, seconds, config.seed)
-        summary.update(peak_memory_gib=round(peak, 3), versions=environment_versions())
+        summary.update(peak_memory_gib=round(peak_memory_gib, 3), versions=environment_versions())
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(f"\nsummary: {folder / 'summary.json'}\nreport:  {write_report(folder)}", flush=True)
     world.barrier()
+
+
+def evaluate_all(
+    config: Config, models: dict[str, Path], folder: Path, world: World
+) -> dict[str, list[dict[str, Any]]]:
+    """Every model on the same problems: the judged samples by model."""
+    return {
+        name: recipes.evaluate.evaluate(starting_from(config, model), folder / name, world)
+        for name, model in models.items()
+    }
 
 
 def make_base(config: Config, folder: Path, world: World) -> Path:
@@ -84,7 +91,12 @@ def make_base(config: Config, folder: Path, world: World) -> Path:
 def reading_from(config: Config, curated: Path) -> Config:
     """The config with every stage's data taken from curation's output."""
     config = copy.deepcopy(config)
-    for stage, file in ((config.sft, "traces"), (config.grpo, "rl"), (config.dev, "dev"), (config.evaluate, "eval")):
+    for stage, file in (
+        (config.sft, "traces"),
+        (config.grpo, "rl"),
+        (config.dev, "dev"),
+        (config.evaluate, "eval"),
+    ):
         stage.data = SourceConfig(path=str(curated / f"{file}.jsonl"), curated=True)
     return config
 

@@ -40,7 +40,14 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.tracking import Tracker
 
     traces = load_traces(config.sft.data)
-    model, tokenizer = open_policy(config, lambda: conversation_texts(traces, config.system_prompt), folder, world)
+    model, tokenizer = open_policy(
+        config,
+        lambda: conversation_texts(traces, config.system_prompt),
+        folder,
+        world,
+        config.sft.optimizer.learning_rate,
+        config.sft.limits,
+    )
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
     if world.is_main and (fitted.num_dropped or fitted.num_trimmed):

@@ -48,9 +48,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         monkeypatch.setattr(sys, "argv", ["sft.py", *arguments])
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
-            entry.run_recipe(
-                "sft", lambda *_: pytest.fail("the recipe ran"), lambda _: pytest.fail("no error")
-            )
+            entry.run_recipe("sft", lambda *_: pytest.fail("the recipe ran"), lambda _: pytest.fail("no error"))
         assert stop.value.code == entry.USAGE_ERROR
         printed = capsys.readouterr()
         assert printed.out == ""
@@ -319,10 +317,7 @@ def test_one_node_keeps_the_optimisation_of_sft() -> None:
     cluster, node = (composed(f"experiment={name}") for name in PRESETS[:2])
     assert node.launch.num_nodes * node.launch.num_processes == 8
     assert (node.sft, node.model, node.curate) == (cluster.sft, cluster.model, cluster.curate)
-    assert (
-        node.grpo.num_steps * node.grpo.problems_per_step
-        == cluster.grpo.num_steps * cluster.grpo.problems_per_step
-    )
+    assert node.grpo.num_steps * node.grpo.problems_per_step == cluster.grpo.num_steps * cluster.grpo.problems_per_step
 
 
 def test_no_key_is_listed_twice() -> None:

@@ -43,9 +43,7 @@ def test_two_runs_are_equal_once_times_are_stripped(tmp_path: Path) -> None:
     rows = []
     for name, speed in (("a", 10.0), ("b", 20.0)):
         with Tracker(tmp_path / name, "grpo", Config(), True, {}) as tracker:
-            tracker.log(
-                {"reward_mean": 0.25, "sampling_tokens_per_second": speed, "sync_seconds": speed}, step=1
-            )
+            tracker.log({"reward_mean": 0.25, "sampling_tokens_per_second": speed, "sync_seconds": speed}, step=1)
         rows += read_rows(tmp_path / name / "metrics.jsonl")
     assert rows[0] != rows[1]
     assert strip_times(rows[0]) == strip_times(rows[1])
@@ -142,9 +140,7 @@ def test_wandb_offline_writes_a_run_with_group_job_type_and_step_metric(
 ) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     run_dir = tmp_path / "quickstart" / "sft"
-    with Tracker(
-        run_dir, "sft", Config("offline", log_every_steps=10), True, {"learning_rate": 0.1}
-    ) as tracker:
+    with Tracker(run_dir, "sft", Config("offline", log_every_steps=10), True, {"learning_rate": 0.1}) as tracker:
         for step in range(1, 21):
             tracker.log({"loss": 1 / step}, step)
         tracker.log({"dev_loss": 0.5}, step=13)
@@ -220,9 +216,7 @@ def test_slow_steps_are_reported_every_twenty_seconds(
             clock.now += 8
             bar.advance(tokens=100, reward=0.5)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  |  ")[0] for line in lines] == [
-        f"GRPO  {count}/1000 steps" for count in (903, 906, 909)
-    ]
+    assert [line.split("  |  ")[0] for line in lines] == [f"GRPO  {count}/1000 steps" for count in (903, 906, 909)]
     assert lines[-1].endswith("1:12 elapsed, ETA 12:08")
 
 
@@ -236,26 +230,21 @@ def run_python(code: str) -> list[float]:
     return [float(line) for line in lines.splitlines()]
 
 
-def test_peak_memory_remembers_what_was_freed() -> None:
-    before, after = run_python(
-        "from falcon_h1r.tracking import peak_memory_gib\n"
-        "print(peak_memory_gib()); block = b'x' * (256 << 20); del block; print(peak_memory_gib())"
+def test_the_meter_remembers_what_was_freed_and_counts_children() -> None:
+    before, freed, with_child, after = run_python(
+        "import subprocess, sys; from falcon_h1r.tracking import MemoryMeter\n"
+        "with MemoryMeter() as meter:\n"
+        "    print(meter.look())\n"
+        "    block = b'x' * (256 << 20); meter.look(); del block; print(meter.look())\n"
+        "    wait = \"block = b'x' * (512 << 20); print(1, flush=True); input()\"\n"
+        "    child = subprocess.Popen([sys.executable, '-c', wait], stdin=-1, stdout=-1)\n"
+        "    child.stdout.readline(); print(meter.look())\n"
+        "    child.communicate(b'\\n'); print(meter.look())"
     )
     assert 0 < before < 0.2
-    assert after - before == pytest.approx(0.25, abs=0.05)
-
-
-def test_peak_memory_counts_living_children_and_is_not_misled_by_ended_ones() -> None:
-    before, during, after = run_python(
-        "import subprocess, sys; from falcon_h1r.tracking import peak_memory_gib\n"
-        "print(peak_memory_gib())\n"
-        "wait = \"block = b'x' * (256 << 20); print(1, flush=True); input()\"\n"
-        "child = subprocess.Popen([sys.executable, '-c', wait], stdin=-1, stdout=-1)\n"
-        "child.stdout.readline(); print(peak_memory_gib())\n"
-        "child.communicate(b'\\n'); print(peak_memory_gib())"
-    )
-    assert during - before == pytest.approx(0.26, abs=0.05)
-    assert after - before == pytest.approx(0.0, abs=0.02)
+    assert freed - before == pytest.approx(0.25, abs=0.05)
+    assert with_child - before == pytest.approx(0.51, abs=0.05)
+    assert after == with_child
 
 
 def test_versions_name_what_the_numbers_depend_on() -> None:

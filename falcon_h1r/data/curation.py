@@ -70,9 +70,7 @@ class CuratedTraces:
             "kept_by_family": _count(trace.problem.family for trace in self.kept),
             "dropped_by_family": _count(dropped.trace.problem.family for dropped in self.dropped),
             "kept_by_difficulty": _count(str(trace.problem.difficulty) for trace in self.kept),
-            "dropped_by_difficulty": _count(
-                str(dropped.trace.problem.difficulty) for dropped in self.dropped
-            ),
+            "dropped_by_difficulty": _count(str(dropped.trace.problem.difficulty) for dropped in self.dropped),
             "mean_weight": round(sum(trace.weight for trace in self.kept) / max(1, len(self.kept)), 4),
         }
 

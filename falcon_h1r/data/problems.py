@@ -34,9 +34,7 @@ FAMILIES: dict[str, Family[Any]] = {
 DIFFICULTY_SHARES: dict[str, float] = {"easy": 0.25, "medium": 0.4, "hard": 0.35}
 SPLIT_FRACTIONS: dict[str, float] = {"sft": 0.6, "rl": 0.3, "dev": 0.03, "eval": 0.07}
 
-SMALL_SPACE = (
-    4_000  # below it, a cell (family, difficulty) is drawn in proportion to its size, so as not to run dry
-)
+SMALL_SPACE = 4_000  # below it, a cell (family, difficulty) is drawn in proportion to its size, so as not to run dry
 REPEATS_BEFORE_A_CELL_IS_DRY = 300
 
 

@@ -34,9 +34,7 @@ class Addition(Family[Sum]):
     spaces: ClassVar[Spaces] = {"easy": 8_190, "medium": 927_000, "hard": 86_600_000}
 
     def sample(self, rng: random.Random, difficulty: Difficulty) -> Sum:
-        low, high, smallest = {"easy": (10, 99, 10), "medium": (100, 999, 10), "hard": (1000, 9999, 100)}[
-            difficulty
-        ]
+        low, high, smallest = {"easy": (10, 99, 10), "medium": (100, 999, 10), "hard": (1000, 9999, 100)}[difficulty]
         a, b = rng.randint(low, high), rng.randint(smallest, high)
         return Sum(max(a, b), rng.choice("+-"), min(a, b))
 
@@ -233,14 +231,9 @@ class FractionArithmetic(Family[FractionTerms]):
 @cache
 def _list_fraction_terms(difficulty: Difficulty) -> list[FractionTerms]:
     """All there are of a difficulty, the larger operand first: few enough to list."""
-    largest_numerator, largest_denominator = {"easy": (15, 16), "medium": (11, 12), "hard": (19, 12)}[
-        difficulty
-    ]
+    largest_numerator, largest_denominator = {"easy": (15, 16), "medium": (11, 12), "hard": (19, 12)}[difficulty]
     operands = [
-        (p, q)
-        for q in range(2, largest_denominator + 1)
-        for p in range(1, largest_numerator + 1)
-        if gcd(p, q) == 1
+        (p, q) for q in range(2, largest_denominator + 1) for p in range(1, largest_numerator + 1) if gcd(p, q) == 1
     ]
     found = []
     for (p, q), (r, s) in product(operands, operands):

@@ -12,9 +12,7 @@ from math import gcd
 
 PLACES = {0: "ones", 1: "tens", 2: "hundreds", 3: "thousands"}
 
-Value = tuple[
-    int, int
-]  # numerator, denominator > 0, as the working left them: a slip may leave them unreduced
+Value = tuple[int, int]  # numerator, denominator > 0, as the working left them: a slip may leave them unreduced
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +100,7 @@ class Working:
         total, carry = 0, 0
         for place in range(len(str(a))):
             expression = f"{digit(a, place)}*{factor}" + (f"+{carry}" if carry else "")
-            column = self.write(
-                PLACES.get(place, f"10^{place}"), expression, digit(a, place) * factor + carry
-            )
+            column = self.write(PLACES.get(place, f"10^{place}"), expression, digit(a, place) * factor + carry)
             last = place == len(str(a)) - 1
             total += (column if last else column % 10) * 10**place
             carry = column // 10
@@ -118,9 +114,7 @@ class Working:
         while a >= modulus:
             while a < power * modulus:
                 power //= 10
-            a = self.write(
-                "take away", f"{a}-{a // (power * modulus) * power * modulus}", a % (power * modulus)
-            )
+            a = self.write("take away", f"{a}-{a // (power * modulus) * power * modulus}", a % (power * modulus))
         return a
 
     def quotient(self, numerator: int, denominator: int) -> Value:

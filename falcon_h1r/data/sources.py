@@ -68,9 +68,7 @@ def check_traces(source: SourceConfig) -> None:
 
 def read_problems(source: SourceConfig) -> Iterator[Problem]:
     """Problems in the order of the file, one at a time; an empty gold is an error."""
-    return _read(
-        source, own_problem if source.curated else lambda row: _problem(row, source, require_gold=True)
-    )
+    return _read(source, own_problem if source.curated else lambda row: _problem(row, source, require_gold=True))
 
 
 def read_traces(source: SourceConfig) -> Iterator[Trace]:
@@ -105,9 +103,7 @@ def _problem(row: Row, source: SourceConfig, require_gold: bool) -> Problem:
         if not text.strip() and (require_gold or name == source.question_field):
             raise InputError(f"field {name!r} is empty")
     family = _optional_text(row, source.family_field)
-    return Problem.from_question(
-        question, gold, family=family or UNKNOWN, difficulty=_difficulty(row, source)
-    )
+    return Problem.from_question(question, gold, family=family or UNKNOWN, difficulty=_difficulty(row, source))
 
 
 def _trace(row: Row, source: SourceConfig, strip_pattern: re.Pattern[str] | None) -> Trace:
@@ -192,9 +188,7 @@ def _text(row: Row, name: str, numbers: bool = False) -> str:
     if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
-        raise InputError(
-            f"field {name!r} has to be text{' or a number' if numbers else ''}, not {json_type(value)}"
-        )
+        raise InputError(f"field {name!r} has to be text{' or a number' if numbers else ''}, not {json_type(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -220,9 +214,7 @@ def _difficulty_named(value: Any, name: str) -> Difficulty | None:
         if value == difficulty:
             return difficulty
     if value is not None:
-        raise InputError(
-            f"field {name!r} has to be one of {', '.join(DIFFICULTIES)}, not {str(value)[:40]!r}"
-        )
+        raise InputError(f"field {name!r} has to be one of {', '.join(DIFFICULTIES)}, not {str(value)[:40]!r}")
     return None
 
 
@@ -243,6 +235,4 @@ def _compile(source: SourceConfig) -> re.Pattern[str] | None:
     try:
         return re.compile(source.strip_pattern)
     except re.error as error:
-        raise InputError(
-            f"strip_pattern={source.strip_pattern}: not a regular expression ({error})"
-        ) from None
+        raise InputError(f"strip_pattern={source.strip_pattern}: not a regular expression ({error})") from None

@@ -113,9 +113,7 @@ def encode_prompts(
     return _encode(tokenizer, [prompt_text(tokenizer, problem.question, system_prompt) for problem in problems])
 
 
-def encode_traces(
-    tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], system_prompt: str
-) -> list[Document]:
+def encode_traces(tokenizer: PreTrainedTokenizerBase, traces: Sequence[Trace], system_prompt: str) -> list[Document]:
     """Documents for SFT: loss on the assistant's turn only, its end included, times the trace's weight."""
     prompts = encode_prompts(tokenizer, [trace.problem for trace in traces], system_prompt)
     completions = _encode(tokenizer, [completion_text(trace) for trace in traces])

@@ -102,7 +102,8 @@ class TorchEngine:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay on matrices only: not on norms and biases, nor on the SSM's A_log, D and dt_bias."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decayed if parameter.dim() > 1 else kept).append(parameter)

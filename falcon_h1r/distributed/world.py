@@ -91,7 +91,13 @@ def launched() -> bool:
 
 def relaunch(num_processes: int) -> None:
     """Replace this process by torchrun with the same command line, one thread a rank. Does not return."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={num_processes}",
+    ]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -35,9 +35,7 @@ def plan_ranks(config: Config, shape: FalconH1Config) -> RankPlan:
     num_ranks = int(os.environ["WORLD_SIZE"]) if launched else launch.num_nodes * launch.num_processes
     key = f"engine.sequence_parallel={degree}"
     if num_ranks % degree:
-        raise InputError(
-            f"{key}: does not divide the {num_ranks} processes (launch.num_nodes x num_processes)"
-        )
+        raise InputError(f"{key}: does not divide the {num_ranks} processes (launch.num_nodes x num_processes)")
     for name in ("num_attention_heads", "mamba_n_heads"):
         if getattr(shape, name) % degree:
             raise InputError(f"{key}: does not divide the model's {getattr(shape, name)} {name}")
@@ -64,8 +62,7 @@ def plan_sft(sft: SFTConfig, ranks: RankPlan, num_samples: int | None, num_token
     batch = sft.batch_sequences
     if batch < ranks.data_ranks:
         raise InputError(
-            f"sft.batch_sequences={batch}: fewer than the {ranks.data_ranks} data ranks, "
-            "some would never learn"
+            f"sft.batch_sequences={batch}: fewer than the {ranks.data_ranks} data ranks, some would never learn"
         )
     num_steps = sft.num_steps if num_samples is None else total_steps(sft, num_samples)
     _check_warmup("sft", sft.optimizer, num_steps)
@@ -115,9 +112,7 @@ def plan_grpo(grpo: GRPOConfig, ranks: RankPlan) -> GRPOPlan:
 
 def _check_warmup(stage: str, optimizer: OptimizerConfig, num_steps: int | None) -> None:
     if num_steps is not None and optimizer.warmup_steps >= num_steps:
-        raise InputError(
-            f"{stage}.optimizer.warmup_steps={optimizer.warmup_steps}: the run has only {num_steps} steps"
-        )
+        raise InputError(f"{stage}.optimizer.warmup_steps={optimizer.warmup_steps}: the run has only {num_steps} steps")
 
 
 def check_context(key: str, limits: LimitsConfig, shape: FalconH1Config) -> None:

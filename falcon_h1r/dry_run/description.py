@@ -56,9 +56,7 @@ def describe(config: Config, stage: str) -> str:
         sections.append(("grpo", list(_grpo_rows(config.grpo, ranks, shape))))
     if stage in ("evaluate", "pipeline"):
         sections.append(("evaluate", list(_evaluate_rows(config, shape))))
-    sections.append(
-        ("recorded, but not acted on by this version", [(key, "") for key in not_built_yet(config, stage)])
-    )
+    sections.append(("recorded, but not acted on by this version", [(key, "") for key in not_built_yet(config, stage)]))
     if config.dry_run_steps:
         from falcon_h1r.dry_run.steps import run_steps
 
@@ -82,9 +80,7 @@ def render(title: str, sections: Iterable[Section]) -> str:
 
 def _rank_rows(config: Config, ranks: RankPlan) -> Iterator[Row]:
     launch, engine = config.launch, config.engine
-    origin = (
-        "as launched" if ranks.launched else f"{launch.num_nodes} nodes x {launch.num_processes} processes"
-    )
+    origin = "as launched" if ranks.launched else f"{launch.num_nodes} nodes x {launch.num_processes} processes"
     yield "ranks", f"{ranks.num_ranks} ({origin})"
     yield "data ranks", f"{ranks.data_ranks} (sequence parallel {engine.sequence_parallel})"
     yield "engine", f"{engine.name}, ZeRO {engine.zero_stage}"

@@ -39,9 +39,7 @@ def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[s
     traces = _traces(config)
     tokenizer = train_tokenizer(conversation_texts(traces, config.system_prompt), vocab_size=512)
     architecture = shrunken_architecture(shape)
-    model = random_policy(
-        ModelConfig(architecture=architecture, dtype=config.model.dtype), tokenizer, config.seed
-    )
+    model = random_policy(ModelConfig(architecture=architecture, dtype=config.model.dtype), tokenizer, config.seed)
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     optimizer = config.grpo.optimizer if stage == "grpo" else config.sft.optimizer
     engine = _engine(model, optimizer, config.dry_run_steps)
@@ -49,9 +47,7 @@ def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[s
     width = f"{architecture['num_hidden_layers']} layers of {architecture['hidden_size']}"
     rows = [("model", f"{width}, {parameters:,} parameters, {config.model.dtype}")]
     for step in range(config.dry_run_steps):
-        metrics = _train_step(
-            engine, documents, step, min(NUM_SEQUENCES, config.sft.batch_sequences), config.seed
-        )
+        metrics = _train_step(engine, documents, step, min(NUM_SEQUENCES, config.sft.batch_sequences), config.seed)
         loss, grad_norm = metrics["loss"], metrics["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise InputError(

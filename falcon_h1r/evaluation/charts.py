@@ -86,9 +86,7 @@ def interval_chart(
                 colour = SERIES[series % len(SERIES)]
                 axes.plot([point.low, point.high], [y, y], color=colour, linewidth=1.6, alpha=0.55)
                 marker = MARKERS[series % len(MARKERS)]
-                axes.plot(
-                    point.value, y, marker, color=colour, markersize=5.2, markeredgecolor=PAPER, zorder=3
-                )
+                axes.plot(point.value, y, marker, color=colour, markersize=5.2, markeredgecolor=PAPER, zorder=3)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), list(rows), color=INK)
         axes.tick_params(length=0)
@@ -104,9 +102,7 @@ def interval_chart(
         return _to_svg(figure, label)
 
 
-def curve_chart(
-    curves: Sequence[Curve], label: str, *, series: int, is_share: bool, smooth: bool = True
-) -> str:
+def curve_chart(curves: Sequence[Curve], label: str, *, series: int, is_share: bool, smooth: bool = True) -> str:
     """Learning curves over steps; with `smooth`, dense ones are faint under their moving average.
 
     The first curve takes the colour of the stage's series, the others the ones that no stage has.

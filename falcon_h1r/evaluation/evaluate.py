@@ -52,18 +52,14 @@ def evaluate_policy(
             seed=seed,
         )
         rollouts = sampler.generate(own_prompts, settings)
-        verdicts = verifier.score(
-            [r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts]
-        )
+        verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
         rows += [
             sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy=temperature == 0.0)
             for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
     position = {problem.uid: index for index, problem in enumerate(problems)}
     gathered = [row for rank_rows in world.gather(rows) for row in rank_rows]
-    return sorted(
-        gathered, key=lambda row: (position[row["problem_uid"]], row["greedy"], row["sample_index"])
-    )
+    return sorted(gathered, key=lambda row: (position[row["problem_uid"]], row["greedy"], row["sample_index"]))
 
 
 def sample_row(problem: Problem, rollout: Rollout, verdict: Any, is_greedy: bool) -> dict[str, Any]:

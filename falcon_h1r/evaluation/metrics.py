@@ -192,9 +192,7 @@ def _group_by_problem(rows: Sequence[SampleRow]) -> dict[str, list[SampleRow]]:
     return groups
 
 
-def _sample_matrices(
-    uids: Sequence[str], groups: Mapping[str, list[SampleRow]]
-) -> tuple[BoolArray, IntArray]:
+def _sample_matrices(uids: Sequence[str], groups: Mapping[str, list[SampleRow]]) -> tuple[BoolArray, IntArray]:
     """Correctness and numbered answers, (P, n) each."""
     sizes = {len(groups.get(uid, ())) for uid in uids}
     if len(sizes) != 1:

@@ -44,9 +44,7 @@ def build_content(run: RunFolder) -> dict[str, Any]:
     series = {stage: STAGE_ORDER.get(stage, 3 + index) for index, stage in enumerate(stages)}
     metrics = list(dict.fromkeys(name for stage in stages for name in _metric_names(summaries[stage])))
     deltas = _differences(run, stages)
-    wall_seconds = {
-        name: value for name, value in run.summary.get("wall_seconds", {}).items() if value is not None
-    }
+    wall_seconds = {name: value for name, value in run.summary.get("wall_seconds", {}).items() if value is not None}
     return {
         "run": run,
         "stages": stages,
@@ -78,9 +76,7 @@ def build_content(run: RunFolder) -> dict[str, Any]:
 
 def _summaries(run: RunFolder) -> dict[str, dict[str, Any]]:
     """Each evaluated model's summary: as written by the run, else computed from its samples."""
-    written = {
-        key: value for key, value in run.summary.items() if isinstance(value, dict) and _metric_names(value)
-    }
+    written = {key: value for key, value in run.summary.items() if isinstance(value, dict) and _metric_names(value)}
     missing = [stage for stage in run.evaluations if stage not in written]
     k = _votes(run)
     return written | {stage: summarise(run.evaluations[stage], k, seed=0) for stage in missing}
@@ -110,9 +106,7 @@ def _differences(run: RunFolder, stages: Sequence[str]) -> dict[str, dict[str, A
         pairs = [(a, b) for a, b in zip(stages[1:], stages, strict=False) if {a, b} <= set(run.evaluations)]
         k = _votes(run)
         written = {
-            f"{after}_minus_{before}": differences(
-                [(run.evaluations[after], run.evaluations[before])], k, seed=0
-            )
+            f"{after}_minus_{before}": differences([(run.evaluations[after], run.evaluations[before])], k, seed=0)
             for after, before in pairs
         }
     named = {}
@@ -186,9 +180,7 @@ def _breakdown(
     }
 
 
-def _curves(
-    rows: Sequence[Row], panels: Sequence[tuple[str, tuple[str, ...]]], series: int
-) -> dict[str, Any]:
+def _curves(rows: Sequence[Row], panels: Sequence[tuple[str, tuple[str, ...]]], series: int) -> dict[str, Any]:
     """The plots of a stage's metrics: the known ones first, all others under "other"."""
     found: dict[str, Curve] = {}
     keys = dict.fromkeys(key for row in rows for key in row)
@@ -245,9 +237,7 @@ def _funnel(curation: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     pairs = [tuple(step.values()) if isinstance(step, Mapping) else tuple(step) for step in steps]
     counts = {str(name): count for name, count, *_ in pairs if isinstance(count, int)}
     largest = max([1, *counts.values()])
-    return [
-        (_words(name.removeprefix("num_")), f"{count:,}", count / largest) for name, count in counts.items()
-    ]
+    return [(_words(name.removeprefix("num_")), f"{count:,}", count / largest) for name, count in counts.items()]
 
 
 def _stage_times(wall_seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:

@@ -89,9 +89,7 @@ def pick_rollouts(rows: Sequence[Row]) -> list[Row]:
     spread = sorted({steps[round(index * last / (ROLLOUT_STEPS - 1))] for index in range(ROLLOUT_STEPS)})
     picked = []
     for step in spread:
-        at_step = sorted(
-            (row for row in rows if row.get("step") == step), key=lambda row: -row.get("reward", 0.0)
-        )
+        at_step = sorted((row for row in rows if row.get("step") == step), key=lambda row: -row.get("reward", 0.0))
         middle = at_step[len(at_step) // 2 : len(at_step) // 2 + 1] if len(at_step) > 2 else []
         picked += [_shown(row) for row in [*at_step[:1], *middle, *at_step[1:][-1:]][:ROLLOUTS_A_STEP]]
     return picked

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import FalconH1ForCausalLM
+from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model.hybrid import (
@@ -124,7 +125,7 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
     return head_logits(model, rms_norm(hidden, model.model.final_layernorm))
 
 
-def mixer_step(mixer: nn.Module, cache: LayerCache, hidden: Tensor) -> Tensor:
+def mixer_step(mixer: FalconH1Mixer, cache: LayerCache, hidden: Tensor) -> Tensor:
     """One token of the Mamba2 mixer for every slot: (B, E) -> (B, E). The recurrence itself, see `ssd_recurrence`."""
     gate, conv_input, dt = project_mixer(mixer, hidden)
     window = torch.cat([cache.conv, conv_input[..., None]], dim=-1)  # (B, C, kernel)

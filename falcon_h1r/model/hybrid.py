@@ -20,8 +20,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import FalconH1ForCausalLM
+from transformers.models.falcon_h1.modeling_falcon_h1 import (
+    FalconH1Attention,
+    FalconH1DecoderLayer,
+    FalconH1Mixer,
+    FalconH1RMSNorm,
+)
 
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model.ssd import ssd_scan
@@ -86,13 +92,11 @@ def _forward(model: FalconH1ForCausalLM, batch: PackedBatch, with_states: bool) 
 
 
 def hybrid_layer(
-    layer: nn.Module, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor], states: list[LayerStates]
+    layer: FalconH1DecoderLayer, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor], states: list[LayerStates]
 ) -> Tensor:
     """One layer on a packed row: (T, E) -> (T, E). Appends to `states` where the row asks for them."""
     normed = rms_norm(hidden, layer.input_layernorm)
-    attention, keys, values = packed_attention(
-        layer.self_attn, normed * layer.attention_in_multiplier, row, rotation
-    )
+    attention, keys, values = packed_attention(layer.self_attn, normed * layer.attention_in_multiplier, row, rotation)
     mixed, conv, ssm = packed_mixer(layer.mamba, normed, row)
     hidden = hidden + mixed * layer.ssm_out_multiplier + attention * layer.attn_out_multiplier
     if conv is not None and ssm is not None:
@@ -104,14 +108,14 @@ def hybrid_layer(
 # Norms and rotations
 
 
-def rms_norm(hidden: Tensor, norm: nn.Module) -> Tensor:
+def rms_norm(hidden: Tensor, norm: FalconH1RMSNorm) -> Tensor:
     """transformers' RMSNorm without its cast to float32 when the input is float64."""
     wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
     return norm.weight * normed.to(hidden.dtype)
 
 
-def gated_norm(mixer: nn.Module, outputs: Tensor, gate: Tensor) -> Tensor:
+def gated_norm(mixer: FalconH1Mixer, outputs: Tensor, gate: Tensor) -> Tensor:
     """The mixer's gate, and its RMSNorm over each group's channels where the checkpoint has one: (..., C)."""
     gate = F.silu(gate.to(outputs.dtype))
     if not mixer.mamba_rms_norm:
@@ -147,7 +151,7 @@ def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def project_heads(
-    attention: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor]
+    attention: FalconH1Attention, hidden: Tensor, rotation: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (T, H, d), keys and values (T, K, d); queries and keys rotated."""
     query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))
@@ -157,7 +161,7 @@ def project_heads(
 
 
 def packed_attention(
-    attention: nn.Module, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor]
+    attention: FalconH1Attention, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention within each document: outputs (T, E), keys and values (T, K, d).
 
@@ -189,13 +193,13 @@ def _by_bucket(tensor: Tensor, row: Row) -> list[Tensor]:
 # Mamba2 mixer
 
 
-def project_mixer(mixer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_mixer(mixer: FalconH1Mixer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gate (..., C_inner), the convolution's input (..., C) and dt before its bias (..., H)."""
     projected = mixer.in_proj(hidden * mixer.ssm_in_multiplier) * mixer.mup_vector.flatten().to(hidden.dtype)
     return projected.split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
 
 
-def split_conv(mixer: nn.Module, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_conv(mixer: FalconH1Mixer, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The convolution's output as x (..., H, P), B and C (..., G, N)."""
     group_states = mixer.n_groups * mixer.ssm_state_size
     x, B, C = convolved.split([mixer.intermediate_size, group_states, group_states], dim=-1)
@@ -206,18 +210,18 @@ def split_conv(mixer: nn.Module, convolved: Tensor) -> tuple[Tensor, Tensor, Ten
     )
 
 
-def step_sizes(mixer: nn.Module, dt: Tensor) -> Tensor:
+def step_sizes(mixer: FalconH1Mixer, dt: Tensor) -> Tensor:
     """softplus(dt + bias) within the configured limits: (..., H), float32 at least."""
     wide = torch.promote_types(dt.dtype, torch.float32)
     return F.softplus(dt.to(wide) + mixer.dt_bias.to(wide)).clamp(*mixer.time_step_limit)
 
 
-def decay_rates(mixer: nn.Module) -> Tensor:
+def decay_rates(mixer: FalconH1Mixer) -> Tensor:
     """A = -exp(A_log): (H), float32 at least."""
     return -torch.exp(mixer.A_log.to(torch.promote_types(mixer.A_log.dtype, torch.float32)))
 
 
-def packed_mixer(mixer: nn.Module, hidden: Tensor, row: Row) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def packed_mixer(mixer: FalconH1Mixer, hidden: Tensor, row: Row) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The Mamba2 mixer on a packed row: outputs (T, E) and, if asked, convolution and SSM states by document."""
     gate, conv_input, dt = project_mixer(mixer, hidden)
     convolved = F.silu(packed_conv(conv_input, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, row.position_ids))

@@ -123,9 +123,7 @@ def check_stop_tokens(tokenizer: PreTrainedTokenizerBase) -> CheckResult:
                 f"tokenizer: {token} is {len(pieces)} tokens, not one, so that responses would not stop at "
                 "it; add it to the tokenizer as a special token"
             )
-    return CheckResult(
-        "stop tokens", True, f"{eos} (id {vocabulary[eos]}), {TURN_END} (id {vocabulary[TURN_END]})"
-    )
+    return CheckResult("stop tokens", True, f"{eos} (id {vocabulary[eos]}), {TURN_END} (id {vocabulary[TURN_END]})")
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str) -> CheckResult:
@@ -142,25 +140,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str, system_promp
         differs = "a whole conversation does not begin with the prompt: other programs render it differently"
         return CheckResult("chat template", False, "prompt is no prefix", differs)
     if not conversation[len(prompt) :].startswith(COMPLETION):
-        changes = (
-            "it changes the assistant's turn (thinking removed, or another end); training writes its own"
-        )
+        changes = "it changes the assistant's turn (thinking removed, or another end); training writes its own"
         return CheckResult("chat template", False, "round trip fails", changes)
-    return CheckResult(
-        "chat template", True, "keeps system prompt, question and thinking; prompt is a prefix"
-    )
+    return CheckResult("chat template", True, "keeps system prompt, question and thinking; prompt is a prefix")
 
 
 def check_loss_boundary(tokenizer: PreTrainedTokenizerBase, prompt: str) -> CheckResult:
     """Whether the first token with loss is the same if prompt and completion are tokenised in one piece."""
     apart = _encode(tokenizer, prompt) + _encode(tokenizer, COMPLETION)
     if apart == _encode(tokenizer, prompt + COMPLETION):
-        return CheckResult(
-            "loss boundary", True, f"token {len(_encode(tokenizer, prompt))}, on a token border"
-        )
-    advice = (
-        "training and sampling tokenise apart, and agree; programs that tokenise conversations whole do not"
-    )
+        return CheckResult("loss boundary", True, f"token {len(_encode(tokenizer, prompt))}, on a token border")
+    advice = "training and sampling tokenise apart, and agree; programs that tokenise conversations whole do not"
     return CheckResult("loss boundary", False, "inside a token", advice)
 
 
@@ -172,9 +162,7 @@ def check_thinking(tokenizer: PreTrainedTokenizerBase, prompt: str) -> CheckResu
             f"model.chat_template={OUR_TEMPLATE} replaces it"
         )
     counts = {tag: len(_encode(tokenizer, tag)) for tag in (THINK_START, THINK_END)}
-    return CheckResult(
-        "thinking", True, ", ".join(f"{tag} {_number(count, 'token')}" for tag, count in counts.items())
-    )
+    return CheckResult("thinking", True, ", ".join(f"{tag} {_number(count, 'token')}" for tag, count in counts.items()))
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> CheckResult:
@@ -196,14 +184,9 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Che
 def check_multipliers(config: FalconH1Config, learning_rate: float | None) -> CheckResult:
     """The muP multipliers that a large learning rate counts on."""
     values = {name: getattr(config, name) for name in MULTIPLIERS}
-    flat = [
-        scalar
-        for value in values.values()
-        for scalar in (value if isinstance(value, (list, tuple)) else [value])
-    ]
+    flat = [scalar for value in values.values() for scalar in (value if isinstance(value, (list, tuple)) else [value])]
     shown = ", ".join(
-        f"{name.removesuffix('s').removesuffix('_multiplier')} {_short(value)}"
-        for name, value in values.items()
+        f"{name.removesuffix('s').removesuffix('_multiplier')} {_short(value)}" for name, value in values.items()
     )
     plain = all(scalar == 1.0 for scalar in flat)
     if plain and learning_rate is not None and learning_rate > LARGE_LEARNING_RATE:
@@ -247,9 +230,7 @@ def _render(
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     except TemplateError as error:
         raise InputError(
             f"tokenizer: its chat template fails on a plain conversation ({error}); "
@@ -267,8 +248,4 @@ def _number(count: int, noun: str) -> str:
 
 
 def _short(value: float | Sequence[float]) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, (int, float))
-        else "[" + ", ".join(f"{v:.4g}" for v in value) + "]"
-    )
+    return f"{value:.4g}" if isinstance(value, (int, float)) else "[" + ", ".join(f"{v:.4g}" for v in value) + "]"

@@ -51,9 +51,7 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
-def load_policy(
-    settings: ModelConfig, device: torch.device
-) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
+def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint: a local folder, or a hub name at its pinned revision.
 
     Raises:
@@ -141,9 +139,7 @@ def _loaded(settings: ModelConfig, load: Callable[[], Any]) -> Any:
         reason = " ".join(str(error).split())
         if not looks_local(settings.path) and isinstance(error, OSError):
             at = f" at revision {settings.revision}" if settings.revision else ""
-            because = (
-                "local_files_only=true keeps from asking the hub" if settings.local_files_only else reason
-            )
+            because = "local_files_only=true keeps from asking the hub" if settings.local_files_only else reason
             reason = f"no such folder, and not in the hub's cache{at}; {because}"
         raise InputError(f"model.path={settings.path}: {shortened(reason)}") from None
 
@@ -160,9 +156,7 @@ def keep_full_precision(model: nn.Module) -> None:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def random_policy(
-    settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> FalconH1ForCausalLM:
+def random_policy(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> FalconH1ForCausalLM:
     """A FalconH1ForCausalLM of `settings.architecture` with random weights for this tokenizer.
 
     Step sizes start log-uniform in `DT_RANGE` as in Mamba2's reference; transformers would start all of them

@@ -23,7 +23,14 @@ from torch import Tensor
 
 
 def ssd_recurrence(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor, state_positions: Tensor
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    seq_idx: Tensor,
+    state_positions: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The literal recurrence, one token at a time: the slow twin that `ssd_scan` is tested against."""
     dtype = torch.promote_types(x.dtype, torch.float32)

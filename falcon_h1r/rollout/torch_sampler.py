@@ -135,9 +135,7 @@ class TorchSampler:
         tokens, logprobs = draw_tokens(running.logits, running.uniforms.gather(1, column).squeeze(1), settings)
         going = ~running.stopped[:, None]
         running.tokens.scatter_(1, column, torch.where(going, tokens[:, None], running.tokens.gather(1, column)))
-        running.logprobs.scatter_(
-            1, column, torch.where(going, logprobs[:, None], running.logprobs.gather(1, column))
-        )
+        running.logprobs.scatter_(1, column, torch.where(going, logprobs[:, None], running.logprobs.gather(1, column)))
         running.counts += ~running.stopped
         running.stopped |= torch.isin(tokens, self.stop_ids)
 

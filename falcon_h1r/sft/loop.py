@@ -136,9 +136,7 @@ def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong:
             kept.append(document)
         elif overlong == "trim" and prompt <= limits.prompt_tokens:
             end = prompt + limits.response_tokens
-            kept.append(
-                replace(document, input_ids=document.input_ids[:end], loss_weights=document.loss_weights[:end])
-            )
+            kept.append(replace(document, input_ids=document.input_ids[:end], loss_weights=document.loss_weights[:end]))
             trimmed += 1
         else:
             dropped += 1

@@ -137,9 +137,7 @@ class Comparison:
             return False
         if all_differ(labels) and all_differ(gold_labels) and sorted(labels) == sorted(gold_labels):
             by_label = dict(zip(labels, items, strict=True))
-            return all(
-                self.same(by_label[name], item) for name, item in zip(gold_labels, gold_items, strict=True)
-            )
+            return all(self.same(by_label[name], item) for name, item in zip(gold_labels, gold_items, strict=True))
         if all_differ(labels) or all_differ(gold_labels):
             return self.in_order(items, gold_items)
         return self.in_any_order(items, gold_items)
@@ -158,11 +156,7 @@ class Comparison:
             return all(self.scalar(Node("mul", (x, b[0])), Node("mul", (y, a[0]))) for x, y in pairs)
         if "ratio" in kinds:
             ratio, other = (prediction, gold) if prediction.op == "ratio" else (gold, prediction)
-            return (
-                len(ratio.args) == 2
-                and other.op in ("div", "num")
-                and self.scalar(Node("div", ratio.args), other)
-            )
+            return len(ratio.args) == 2 and other.op in ("div", "num") and self.scalar(Node("div", ratio.args), other)
         if "text" in kinds:
             return False  # equal texts have equal keys
         if kinds & {"chain", "builder", "union", "inter", "minus"}:
@@ -173,9 +167,7 @@ class Comparison:
         """Tuples and matrices by entries in order; brackets of a pair count, it may be an interval."""
         if prediction.op == gold.op == "matrix":
             pairs = zip(prediction.args, gold.args, strict=False)
-            return shape(prediction) == shape(gold) and all(
-                self.in_order(list(a.args), list(b.args)) for a, b in pairs
-            )
+            return shape(prediction) == shape(gold) and all(self.in_order(list(a.args), list(b.args)) for a, b in pairs)
         if prediction.op == gold.op == "tuple":
             if len(gold.args) == 2 and prediction.name != gold.name:
                 return False  # an open end is not a closed one
@@ -276,9 +268,7 @@ class Comparison:
         if percent[0] == percent[1]:
             return self.values(prediction, gold)
         hundredth = Node("num", value=Fraction(1, 100))
-        as_part = [
-            Node("mul", (hundredth, n)) if p else n for n, p in zip((prediction, gold), percent, strict=True)
-        ]
+        as_part = [Node("mul", (hundredth, n)) if p else n for n, p in zip((prediction, gold), percent, strict=True)]
         return self.values(prediction, gold) or self.values(as_part[0], as_part[1])
 
     def values(self, prediction: Node, gold: Node) -> bool:
@@ -298,15 +288,9 @@ class Comparison:
 
         meter = self.meter()
 
-        if same_expression(prediction, gold, meter) or close_constants(
-            prediction, gold, within_digits, meter
-        ):
+        if same_expression(prediction, gold, meter) or close_constants(prediction, gold, within_digits, meter):
             return True
-        if any(
-            n.op == "func" and n.name == "log" and len(n.args) == 1
-            for t in (prediction, gold)
-            for n in t.walk()
-        ):
+        if any(n.op == "func" and n.name == "log" and len(n.args) == 1 for t in (prediction, gold) for n in t.walk()):
             return same_expression(with_decimal_logarithms(prediction), with_decimal_logarithms(gold), meter)
         return False
 

@@ -109,9 +109,7 @@ def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictS
     return _compare_readings(predictions, golds, algebra)
 
 
-def _compare_readings(
-    predictions: list[Node], golds: list[Node], algebra: bool
-) -> tuple[VerdictStatus, str, str]:
+def _compare_readings(predictions: list[Node], golds: list[Node], algebra: bool) -> tuple[VerdictStatus, str, str]:
     stage = "number"
     needs_algebra = False
     for prediction in predictions:

@@ -64,9 +64,7 @@ class ExactEvaluator:
         if node.op == "chain":
             return None, self.chain(node)
         if node.op in ("set", "list", "union", "inter"):
-            keys = sorted(
-                {self.key(a) for a in node.args} if node.op == "set" else [self.key(a) for a in node.args]
-            )
+            keys = sorted({self.key(a) for a in node.args} if node.op == "set" else [self.key(a) for a in node.args])
             return None, ("{%s}" if node.op == "set" else "%s") % ", ".join(keys) + (
                 "" if node.op in ("set", "list") else node.op
             )

@@ -11,9 +11,7 @@ from falcon_h1r.verifier.tree import Node, free_symbols
 
 def all_differ(labels: list[str]) -> bool:
     """Whether each item has a name of its own, so that order matters; x_1 and x_2 are roots in any order."""
-    return (
-        len(labels) > 1 and all(labels) and len({label.partition("_")[0] for label in labels}) == len(labels)
-    )
+    return len(labels) > 1 and all(labels) and len({label.partition("_")[0] for label in labels}) == len(labels)
 
 
 def same_function_label(a: Node, b: Node) -> bool:

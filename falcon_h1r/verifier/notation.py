@@ -101,9 +101,7 @@ def _join_thousands(text: str) -> str:
             depth -= 1
         elif depth == 0:
             for pattern in (_THOUSANDS, _SPACED_THOUSANDS):
-                piece = pattern.sub(
-                    lambda m: m.group(1) + m.group(2).replace(",", "").replace(" ", ""), piece
-                )
+                piece = pattern.sub(lambda m: m.group(1) + m.group(2).replace(",", "").replace(" ", ""), piece)
         out.append(piece)
     return "".join(out)
 

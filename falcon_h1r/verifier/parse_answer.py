@@ -42,9 +42,7 @@ class AnswerParser(ExpressionParser):
         if len(groups) == 1 and len(groups[0]) == 1 and not kinds - {"and", "or"} and closing == ():
             return groups[0][0]
         if len(groups) > 1 and any(len(group) > 1 for group in groups):
-            return Node(
-                "list", tuple(Node("tuple", tuple(group), name="()") for group in groups), name=joiner
-            )
+            return Node("list", tuple(Node("tuple", tuple(group), name="()") for group in groups), name=joiner)
         items = tuple(item for group in groups for item in group)
         if len(items) == 1 and closing == ():
             return items[0]

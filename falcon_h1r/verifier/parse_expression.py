@@ -58,9 +58,7 @@ class ExpressionParser(OperandParser):
             return False
         if token.kind in ("num", "name", "func", "begin"):
             return True
-        return token.kind == "op" and (
-            token.text in _STARTS_OPERAND or (token.text == "|" and not self.open_bars)
-        )
+        return token.kind == "op" and (token.text in _STARTS_OPERAND or (token.text == "|" and not self.open_bars))
 
     def term(self) -> Node:
         """factor ((* | / | nothing) factor)*, then a unit, which is dropped."""

@@ -118,9 +118,7 @@ class NumeralParser:
         if not period.isdigit() or len(period) > MAX_DIGITS:
             raise NotationError("a bar over something else than digits")
         decimals = len(written.partition(".")[2])
-        return number(
-            Fraction(written.rstrip(".")) + Fraction(int(period), (10 ** len(period) - 1) * 10**decimals)
-        )
+        return number(Fraction(written.rstrip(".")) + Fraction(int(period), (10 ** len(period) - 1) * 10**decimals))
 
     def subscript(self) -> str:
         """The text of an index, so that x_1, x_{1} and x _ 1 are one name."""

@@ -170,11 +170,7 @@ class OperandParser(NumeralParser):
             return (self.operand(),)
         negated = self.accept("-")
         argument = self.factor()
-        while (
-            self.starts_factor()
-            and self.token.kind != "func"
-            and self.token.text not in ("(", "[", "\\{", "|")
-        ):
+        while self.starts_factor() and self.token.kind != "func" and self.token.text not in ("(", "[", "\\{", "|"):
             argument = Node("mul", (argument, self.factor()))
         return (negative(argument) if negated else argument,)
 
@@ -210,9 +206,7 @@ class OperandParser(NumeralParser):
 def _apply(name: str, arguments: tuple[Node, ...]) -> Node:
     """Functions that are another way of writing a power or a logarithm become that."""
     if name == "sqrt":
-        return (
-            Node("pow", (arguments[0], HALF)) if len(arguments) == 1 else Node("func", arguments, name="root")
-        )
+        return Node("pow", (arguments[0], HALF)) if len(arguments) == 1 else Node("func", arguments, name="root")
     if name == "exp" and len(arguments) == 1:
         return Node("pow", (Node("sym", name="e"), arguments[0]))
     if name == "lg":

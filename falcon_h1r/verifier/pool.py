@@ -148,9 +148,7 @@ class WorkerPool:
                 raise ValueError("the verifier is closed")
             if not self._threads:
                 for index in range(self.num_workers):
-                    thread = threading.Thread(
-                        target=self._serve, args=(index,), name=f"verifier-{index}", daemon=True
-                    )
+                    thread = threading.Thread(target=self._serve, args=(index,), name=f"verifier-{index}", daemon=True)
                     self._threads.append(thread)
                     thread.start()
             self._tasks.put((arguments, future))

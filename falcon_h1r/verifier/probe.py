@@ -29,9 +29,7 @@ def points(names: frozenset[str]) -> list[dict[str, Any]]:
     if not names:
         return [{}]
     real = [{n: lo + (hi - lo) * _fraction_of(n, i) for n in names} for i, (lo, hi) in enumerate(_RANGES)]
-    whole = [
-        {n: 2 + math.floor(20 * _fraction_of(n, 100 + i)) for n in names} for i in range(_NUM_INTEGER_POINTS)
-    ]
+    whole = [{n: 2 + math.floor(20 * _fraction_of(n, 100 + i)) for n in names} for i in range(_NUM_INTEGER_POINTS)]
     return real + whole
 
 

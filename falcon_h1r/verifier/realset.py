@@ -78,9 +78,7 @@ class SetBuilder:
         if op == "sym" and node.name == "set:R":
             return RealSet((), lambda x: True)
         if op == "tuple" and len(args) == 2:
-            return self.interval(
-                self.real(args[0]), self.real(args[1]), node.name[0] == "[", node.name[1] == "]"
-            )
+            return self.interval(self.real(args[0]), self.real(args[1]), node.name[0] == "[", node.name[1] == "]")
         if op == "set":
             return self.finite([self.real(a) for a in args])
         if op in ("union", "inter", "minus"):

@@ -38,10 +38,7 @@ def is_name(node: Node) -> bool:
     if node.op == "mul" and node.args[0].name == "d" and len(node.args) == 2:  # dy/dx
         return is_name(node.args[1])
     if node.op == "mul":  # a segment or an angle: letters in capitals
-        return all(
-            a.op in ("sym", "mul") and is_name(a) and (a.op == "mul" or a.name[0].isupper())
-            for a in node.args
-        )
+        return all(a.op in ("sym", "mul") and is_name(a) and (a.op == "mul" or a.name[0].isupper()) for a in node.args)
     if node.op in ("div", "ratio", "tuple"):
         return all(is_name(a) for a in node.args)
     return node.op == "func" and len(node.args) == 1 and is_name(node.args[0])
@@ -52,13 +49,7 @@ def label_of(node: Node) -> str:
     if not is_equation(node):
         return ""
     first, last = node.args[0], node.args[-1]
-    named = (
-        first
-        if is_name(first)
-        else last
-        if len(node.args) == 2 and last.op == "sym" and is_name(last)
-        else None
-    )
+    named = first if is_name(first) else last if len(node.args) == 2 and last.op == "sym" and is_name(last) else None
     return "" if named is None else repr(named) if named.op != "sym" else named.name
 
 
@@ -158,9 +149,7 @@ def _multiply(a: Node, b: Node) -> Node:
     columns = list(zip(*(row.args for row in b.args), strict=True))
     if len(a.args) * len(columns) * len(b.args) > _MAX_MATRIX_CELLS:
         raise BudgetExceeded("a product of large matrices")
-    return Node(
-        "matrix", tuple(Node("row", tuple(_dot(row.args, column) for column in columns)) for row in a.args)
-    )
+    return Node("matrix", tuple(Node("row", tuple(_dot(row.args, column) for column in columns)) for row in a.args))
 
 
 def _dot(row: tuple[Node, ...], column: tuple[Node, ...]) -> Node:

@@ -124,12 +124,7 @@ class _Tokeniser:
             self.add("name", _NAMED.get(run, run), spaced)
         elif len(run) == 1 and not (words and self.after_value and run not in "ei"):
             self.add("name", run, spaced)
-        elif (
-            words
-            or len(run) >= 4
-            or run.lower() in _SMALL_WORDS
-            or (run in ABBREVIATIONS and self.after_value)
-        ):
+        elif words or len(run) >= 4 or run.lower() in _SMALL_WORDS or (run in ABBREVIATIONS and self.after_value):
             self.add("word", run, spaced)
         else:
             for position, letter in enumerate(run):

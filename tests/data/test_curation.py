@@ -56,24 +56,18 @@ def trace(
         (trace(weight=0.0), "no_weight", ""),
     ],
 )
-def test_a_bad_trace_is_dropped_with_its_reason_and_the_good_stay(
-    bad: Trace, reason: str, detail: str
-) -> None:
+def test_a_bad_trace_is_dropped_with_its_reason_and_the_good_stay(bad: Trace, reason: str, detail: str) -> None:
     good = trace()
     curated = curate_traces([good, bad, good], CurateConfig(keep_teacher="a"), score)
     assert curated.kept == [good, good]
-    assert [(dropped.trace, dropped.reason, dropped.detail) for dropped in curated.dropped] == [
-        (bad, reason, detail)
-    ]
+    assert [(dropped.trace, dropped.reason, dropped.detail) for dropped in curated.dropped] == [(bad, reason, detail)]
     assert curated.summary()["dropped_by_reason"] == {reason: 1}
 
 
 def test_filters_can_be_switched_off() -> None:
     filters = TraceFiltersConfig(require_reasoning=False, require_boxed=False)
     unboxed = trace(reasoning="", response="2", gold="2")
-    curated = curate_traces(
-        [unboxed], CurateConfig(filters=filters), lambda p, g: [Verdict("correct", "", "")]
-    )
+    curated = curate_traces([unboxed], CurateConfig(filters=filters), lambda p, g: [Verdict("correct", "", "")])
     assert curated.kept == [unboxed]
 
 
@@ -107,16 +101,12 @@ def test_other_teachers_are_not_even_verified() -> None:
         seen.extend(predictions)
         return score(predictions, golds)
 
-    curate_traces(
-        [trace(), trace(teacher="b"), trace(response="none")], CurateConfig(keep_teacher="a"), counting
-    )
+    curate_traces([trace(), trace(teacher="b"), trace(response="none")], CurateConfig(keep_teacher="a"), counting)
     assert seen == [r"\boxed{2}"]
 
 
 def test_a_teacher_who_wrote_nothing_is_a_mistake() -> None:
-    with pytest.raises(
-        InputError, match=r"curate\.keep_teacher=c: wrote none of the traces \(there are: a, b\)"
-    ):
+    with pytest.raises(InputError, match=r"curate\.keep_teacher=c: wrote none of the traces \(there are: a, b\)"):
         curate_traces([trace(), trace(teacher="b")], CurateConfig(keep_teacher="c"), score)
 
 

@@ -91,9 +91,7 @@ def test_the_same_seed_gives_the_same_problems_and_another_seed_others() -> None
 
 
 def test_problems_are_distinct_and_of_every_family_and_difficulty() -> None:
-    assert (
-        len({problem.uid for problem in PROBLEMS}) == len({problem.question for problem in PROBLEMS}) == 4_000
-    )
+    assert len({problem.uid for problem in PROBLEMS}) == len({problem.question for problem in PROBLEMS}) == 4_000
     assert {(problem.family, problem.difficulty) for problem in PROBLEMS} == set(CELLS)
 
 
@@ -170,9 +168,7 @@ def test_a_problems_split_does_not_depend_on_what_else_is_generated() -> None:
     among_others = {p.uid: split_of(p) for p in reversed(list(generate_problems(8, 3_000)))}
     shared = alone.keys() & among_others.keys()
     assert all(alone[uid] == among_others[uid] for uid in shared)
-    assert (
-        split_of(Problem.from_question("Compute 47+13.", "60")) == "sft"
-    )  # fixed: data on disk depends on it
+    assert split_of(Problem.from_question("Compute 47+13.", "60")) == "sft"  # fixed: data on disk depends on it
 
 
 @given(uid=st.text(max_size=20), cut=st.floats(0, 1))
@@ -213,9 +209,7 @@ def test_columns_carry_and_borrow() -> None:
     assert equations("remainder", 707, 7) == ["707-700=7", "7-7=0"]
 
 
-@given(
-    a=st.integers(0, 10**6), b=st.integers(0, 10**6), factor=st.integers(1, 9), modulus=st.integers(1, 999)
-)
+@given(a=st.integers(0, 10**6), b=st.integers(0, 10**6), factor=st.integers(1, 9), modulus=st.integers(1, 999))
 def test_columns_compute_what_they_should(a: int, b: int, factor: int, modulus: int) -> None:
     a, b = max(a, b), min(a, b)
     assert Working().add_columns(a, b) == a + b

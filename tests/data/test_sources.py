@@ -74,9 +74,7 @@ def test_optional_fields_may_be_null_or_unnamed(tmp_path: Path) -> None:
     assert load_traces(config) == [Trace(expected, "unknown", "", r"\boxed{2}", 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold"), [(7, "7"), (-3, "-3"), (2.5, "2.5"), ("1,000", "1,000"), (" x ", "x")]
-)
+@pytest.mark.parametrize(("answer", "gold"), [(7, "7"), (-3, "-3"), (2.5, "2.5"), ("1,000", "1,000"), (" x ", "x")])
 def test_golds_may_be_numbers_and_are_otherwise_left_alone(tmp_path: Path, answer: Any, gold: str) -> None:
     assert load_problems(source(tmp_path, {"question": "?", "answer": answer}))[0].answer == gold
 
@@ -101,9 +99,7 @@ def test_a_worked_answer_is_divided_at_its_last_mark(tmp_path: Path) -> None:
         ("<think>never ends", "never ends", r"\boxed{2}"),
     ],
 )
-def test_a_trace_is_judged_by_the_result_it_states(
-    tmp_path: Path, reasoning: str, thought: str, response: str
-) -> None:
+def test_a_trace_is_judged_by_the_result_it_states(tmp_path: Path, reasoning: str, thought: str, response: str) -> None:
     trace = load_traces(source(tmp_path, {**OWN, "cot": reasoning}, reasoning_field="cot"))[0]
     assert (trace.reasoning, trace.response) == (thought, response)
 
@@ -159,9 +155,7 @@ def test_a_row_that_is_no_problem_is_told_with_its_line(
 )
 def test_a_row_that_is_no_trace_is_told_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
     good = {**OWN, "cot": "1+1=2", "who": "a", "w": 1}
-    config = source(
-        tmp_path, good, {**good, **row}, reasoning_field="cot", teacher_field="who", weight_field="w"
-    )
+    config = source(tmp_path, good, {**good, **row}, reasoning_field="cot", teacher_field="who", weight_field="w")
     assert complaint(check_traces, config) == f"line 2: {message}"
 
 
@@ -170,9 +164,7 @@ def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path) -> None:
     assert complaint(check_problems, source(tmp_path, OWN, limit=0)) == "limit=0 has to be at least 1"
     assert complaint(check_problems, SourceConfig()).endswith("a JSONL file has to be named")
     config = source(tmp_path, OWN, reasoning_field="cot", strip_pattern="<<[")
-    assert "strip_pattern=<<[: not a regular expression (unterminated character set" in complaint(
-        check_traces, config
-    )
+    assert "strip_pattern=<<[: not a regular expression (unterminated character set" in complaint(check_traces, config)
 
 
 def test_rows_after_the_limit_are_not_looked_at(tmp_path: Path) -> None:
@@ -239,9 +231,7 @@ OWN_TRACE = to_row(Trace(Problem("u", "1+1?", "2"), "t", "1+1=2", r"\boxed{2}"))
         (check_traces, OWN, "no field 'problem' (it has: question, answer)"),
     ],
 )  # fmt: skip
-def test_a_row_that_curation_did_not_write_is_told(
-    tmp_path: Path, check: Any, row: Any, message: str
-) -> None:
+def test_a_row_that_curation_did_not_write_is_told(tmp_path: Path, check: Any, row: Any, message: str) -> None:
     assert complaint(check, source(tmp_path, row, curated=True)) == f"line 1: {message}"
 
 

@@ -115,9 +115,7 @@ def test_terse_leaps_at_its_rate_to_the_bare_result(rate: float) -> None:
 
 
 def test_terse_is_short() -> None:
-    lengths = sorted(
-        len(SYMBOL.findall(t.reasoning)) for t in write_traces(PROBLEMS, TerseTeacher(0.0), seed=0)
-    )
+    lengths = sorted(len(SYMBOL.findall(t.reasoning)) for t in write_traces(PROBLEMS, TerseTeacher(0.0), seed=0))
     assert lengths[len(lengths) // 2] <= 28
     assert lengths[len(lengths) * 95 // 100] <= 44
     assert lengths[-1] <= 60

@@ -33,9 +33,7 @@ def sample_row(uid: str, answer: str | None, gold: str = "7", **fields: Any) -> 
     return row | {"stage": "string", "reason": "", "response_tokens": 10, "stop_reason": "stop"} | fields
 
 
-def problem_rows(
-    uid: str, answers: list[str | None], greedy: str | None, **fields: Any
-) -> list[dict[str, Any]]:
+def problem_rows(uid: str, answers: list[str | None], greedy: str | None, **fields: Any) -> list[dict[str, Any]]:
     sampled = [sample_row(uid, answer, sample_index=index, **fields) for index, answer in enumerate(answers)]
     return [sample_row(uid, greedy, greedy=True, **fields), *sampled]
 
@@ -45,9 +43,7 @@ def problem_rows(
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_k_is_the_share_of_subsets_that_hold_a_correct_sample(
-    samples: list[bool], data: st.DataObject
-) -> None:
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_correct_sample(samples: list[bool], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(samples)))
     enumerated = np.mean([any(subset) for subset in itertools.combinations(samples, k)])
     assert pass_at_k_by_problem(np.array([samples]), k)[0] == pytest.approx(enumerated, abs=1e-12)

@@ -39,9 +39,7 @@ def evaluation_rows(skill: float, seed: int) -> list[dict[str, Any]]:
                 "reason": "",
                 "stop_reason": "stop",
             }
-            rows.append(
-                row | {"status": "correct" if answer == "7" else "wrong", "response_tokens": 20 + sample}
-            )
+            rows.append(row | {"status": "correct" if answer == "7" else "wrong", "response_tokens": 20 + sample})
     return rows
 
 
@@ -72,19 +70,14 @@ def write_run(run_dir: Path) -> dict[str, Any]:
     (run_dir / "config.yaml").write_text("sft:\n  learning_rate: 0.00321\n")
     (run_dir / "curate").mkdir()
     (run_dir / "curate" / "summary.json").write_text(
-        json.dumps(
-            {"funnel": {"traces": 12000, "verified": 3841}, "weights": {"hard": 1.75}, "teacher": "verbose"}
-        )
+        json.dumps({"funnel": {"traces": 12000, "verified": 3841}, "weights": {"hard": 1.75}, "teacher": "verbose"})
     )
     steps = range(1, 41)
     sft = [{"stage": "sft", "step": step, "loss": 1 / step, "seconds": 1.0 * step} for step in steps]
     sft[3]["loss"] = None
     sft[9] |= {"dev_loss": 0.5, "dev_pass_at_1": 0.25}
     write_rows(run_dir / "sft" / "metrics.jsonl", sft)
-    grpo = [
-        {"stage": "grpo", "step": s, "reward_mean": s / 50, "novel_metric": 2.5, "seconds": 1.0}
-        for s in steps
-    ]
+    grpo = [{"stage": "grpo", "step": s, "reward_mean": s / 50, "novel_metric": 2.5, "seconds": 1.0} for s in steps]
     write_rows(run_dir / "grpo" / "metrics.jsonl", grpo)
     rollout = {
         "problem_uid": "0001",
@@ -263,9 +256,7 @@ def test_an_endless_response_is_cut_in_the_middle_and_says_so() -> None:
 
 def test_rollouts_span_the_training_and_show_right_and_wrong() -> None:
     rows = [
-        {"step": step, "reward": reward, "response": ""}
-        for step in range(1, 101)
-        for reward in (0.0, 0.0, 0.0, 1.0)
+        {"step": step, "reward": reward, "response": ""} for step in range(1, 101) for reward in (0.0, 0.0, 0.0, 1.0)
     ]
     picked = pick_rollouts(rows)
     assert [picked[0]["step"], picked[-1]["step"]] == [1, 100]

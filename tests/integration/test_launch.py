@@ -95,9 +95,7 @@ def test_two_ranks_log_what_one_process_logs(launcher: list[str], traces: Path, 
     options = ["data=jsonl", f"sft.data.path={traces}", *TINY_SFT]
     alone = recipe("sft", *options, f"run_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
-    result = run(
-        *launcher, "recipes/sft.py", *options, f"run_dir={tmp_path / 'both'}", "launch.num_processes=2"
-    )
+    result = run(*launcher, "recipes/sft.py", *options, f"run_dir={tmp_path / 'both'}", "launch.num_processes=2")
     assert result.returncode == 0, result.stderr
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -13,8 +13,6 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer, FalconH1ForCausalLM
 
 from falcon_h1r.config import Config
-from falcon_h1r.data.packing import pack_row
-from falcon_h1r.data.sources import load_problems, load_traces
 from falcon_h1r.distributed.world import World
 from falcon_h1r.entry import CONFIGS
 from falcon_h1r.tracking import strip_times
@@ -72,9 +70,7 @@ def test_every_stage_leaves_what_the_contract_names(run: Path) -> None:
 
 
 def test_the_splits_share_no_problem(run: Path) -> None:
-    uids = {
-        name: {row["uid"] for row in rows(run / "curate" / f"{name}.jsonl")} for name in ("rl", "dev", "eval")
-    }
+    uids = {name: {row["uid"] for row in rows(run / "curate" / f"{name}.jsonl")} for name in ("rl", "dev", "eval")}
     uids["sft"] = {row["problem"]["uid"] for row in rows(run / "curate" / "traces.jsonl")}
     assert all(uids.values())
     assert sum(map(len, uids.values())) == len(set().union(*uids.values()))

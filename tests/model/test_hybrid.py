@@ -41,17 +41,13 @@ def test_both_kinds_of_gate_follow_transformers(tiny_model, random_documents, ga
     model = FalconH1ForCausalLM(config)
     documents = random_documents([9, 21])
     ours = packed_hidden_states(model, pack_row(documents))
-    theirs = torch.cat(
-        [model.model(input_ids=torch.tensor([d.input_ids])).last_hidden_state[0] for d in documents]
-    )
+    theirs = torch.cat([model.model(input_ids=torch.tensor([d.input_ids])).last_hidden_state[0] for d in documents])
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5))
-def test_a_packed_row_equals_its_documents_one_by_one(
-    tiny_model, random_documents, lengths: list[int]
-) -> None:
+def test_a_packed_row_equals_its_documents_one_by_one(tiny_model, random_documents, lengths: list[int]) -> None:
     documents = random_documents(lengths)
     batch = pack_row(documents)
     packed = logprobs_of(tiny_model, batch)
@@ -99,7 +95,9 @@ def test_the_convolution_stops_at_a_documents_start() -> None:
         assert torch.allclose(outputs[start:end], expected, atol=1e-12)
 
 
-def test_a_loaded_checkpoint_has_the_multipliers_of_its_config(tiny_model, tokenizer, tmp_path, random_documents) -> None:
+def test_a_loaded_checkpoint_has_the_multipliers_of_its_config(
+    tiny_model, tokenizer, tmp_path, random_documents
+) -> None:
     """transformers can leave the muP vectors of a loaded model as unwritten memory; ours never are."""
     folder = publish_model(tiny_model.float(), tokenizer, tmp_path / "model")
     batch = pack_row(random_documents([9, 21]))

@@ -218,9 +218,7 @@ def test_a_bos_that_the_tokenizer_would_double_is_reported(tokenizer: Any, shape
 
 
 def test_a_template_that_removes_thinking_is_reported(tokenizer: Any, shape: FalconH1Config) -> None:
-    answer = (
-        "(message['content'].split('</think>')[-1] if message['role'] == 'assistant' else message['content'])"
-    )
+    answer = "(message['content'].split('</think>')[-1] if message['role'] == 'assistant' else message['content'])"
     tokenizer.chat_template = CHAT_TEMPLATE.replace("message['content']", answer)
     result = inspected(tokenizer, shape)["chat template"]
     assert not result.ok and "changes the assistant's turn" in result.advice
@@ -230,16 +228,12 @@ def test_a_template_that_also_cuts_the_system_prompt_at_its_tags_is_refused(
     tokenizer: Any, shape: FalconH1Config
 ) -> None:
     """The report's system prompt speaks of <think>: cutting every message at the tag halves it."""
-    tokenizer.chat_template = CHAT_TEMPLATE.replace(
-        "message['content']", "message['content'].split('</think>')[-1]"
-    )
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
     with pytest.raises(InputError, match="system prompt"):
         inspected(tokenizer, shape)
 
 
-def test_a_template_that_renders_conversations_otherwise_is_reported(
-    tokenizer: Any, shape: FalconH1Config
-) -> None:
+def test_a_template_that_renders_conversations_otherwise_is_reported(tokenizer: Any, shape: FalconH1Config) -> None:
     tokenizer.chat_template = CHAT_TEMPLATE.replace(
         "{% for", "{% if not add_generation_prompt %}{{ '\n' }}{% endif %}{% for", 1
     )

@@ -10,18 +10,14 @@ from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
 
 
-def test_chunks_equal_the_whole_softmax_in_values_and_gradients(
-    tiny_model, random_documents, monkeypatch
-) -> None:
+def test_chunks_equal_the_whole_softmax_in_values_and_gradients(tiny_model, random_documents, monkeypatch) -> None:
     batch = pack_row(random_documents([30, 12, 25]))
     hidden = packed_hidden_states(tiny_model, batch).detach().requires_grad_()
     logits = tiny_model.lm_head(hidden[:-1]) * tiny_model.model.lm_head_multiplier / 0.7
     naive = torch.log_softmax(logits, -1)
     expected = naive.gather(1, batch.input_ids[1:, None]).squeeze(1)
     expected = torch.cat([expected.new_zeros(1), expected]) * (batch.loss_weights != 0)
-    expected_entropy = torch.cat([naive.new_zeros(1), -(naive.exp() * naive).sum(-1)]) * (
-        batch.loss_weights != 0
-    )
+    expected_entropy = torch.cat([naive.new_zeros(1), -(naive.exp() * naive).sum(-1)]) * (batch.loss_weights != 0)
     weights = [hidden, tiny_model.lm_head.weight]
     expected_gradients = torch.autograd.grad((expected * batch.loss_weights).sum(), weights)
 

@@ -39,9 +39,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), chunk_size=st.sampled_from([1, 4, 16, 64])
-)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), chunk_size=st.sampled_from([1, 4, 16, 64]))
 def test_scan_equals_recurrence_in_float64(lengths: list[int], chunk_size: int) -> None:
     inputs, seq_idx, ends = scan_inputs(lengths, torch.float64)
     slow, slow_states = ssd_recurrence(*inputs, seq_idx, ends)

@@ -68,7 +68,11 @@ def test_greedy_follows_transformers_generate(tiny_model, tokenizer) -> None:
     settings = SamplingSettings(num_samples=1, max_response_tokens=10, temperature=0.0)
     (ours,) = TorchSampler(model, tokenizer).generate([prompt], settings)
     theirs = model.generate(
-        torch.tensor([prompt.input_ids]), do_sample=False, max_new_tokens=10, eos_token_id=[2, 4], pad_token_id=0
+        torch.tensor([prompt.input_ids]),
+        do_sample=False,
+        max_new_tokens=10,
+        eos_token_id=[2, 4],
+        pad_token_id=0,
     )
     assert ours.response_ids == theirs[0, len(prompt.input_ids) :].tolist()[: len(ours.response_ids)]
 

@@ -13,9 +13,7 @@ ACCURACY_FLOOR = 0.985
 
 def test_labelled_pairs_are_judged_as_their_labels_say() -> None:
     if not PAIRS.exists():
-        pytest.skip(
-            "the labelled pairs (../shared/verifier/dev_pairs.jsonl beside the repository) are not here"
-        )
+        pytest.skip("the labelled pairs (../shared/verifier/dev_pairs.jsonl beside the repository) are not here")
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     rows = [row for row in rows if not row.get("any_verdict")]
     right = {row["id"]: verify(row["prediction"], row["gold"]).correct == row["expected"] for row in rows}

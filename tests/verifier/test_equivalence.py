@@ -142,9 +142,7 @@ def box(answer: str) -> str:
     return f"The answer is $\\boxed{{{answer}}}$."
 
 
-@pytest.mark.parametrize(
-    ("rule", "a", "b"), [(rule, a, b) for rule, pairs in RIGHT.items() for a, b in pairs]
-)
+@pytest.mark.parametrize(("rule", "a", "b"), [(rule, a, b) for rule, pairs in RIGHT.items() for a, b in pairs])
 def test_two_notations_of_one_answer_are_equal_both_ways(rule: str, a: str, b: str) -> None:
     for prediction, gold in ((a, b), (b, a)):
         verdict = verify(box(prediction), gold)

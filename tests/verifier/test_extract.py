@@ -23,9 +23,7 @@ def test_the_last_balanced_box_decides(text: str, answer: str) -> None:
     assert extract_boxed(text) == answer
 
 
-@pytest.mark.parametrize(
-    "text", ["", "no box", r"\boxed{never closes", r"\boxed{a{b}", r"\boxedfoo{1}", "boxed{1}"]
-)
+@pytest.mark.parametrize("text", ["", "no box", r"\boxed{never closes", r"\boxed{a{b}", r"\boxedfoo{1}", "boxed{1}"])
 def test_without_a_balanced_box_there_is_no_answer(text: str) -> None:
     assert extract_boxed(text) is None
 

@@ -30,9 +30,7 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("text", INJECTIONS)
-def test_code_in_an_answer_leaves_no_trace(
-    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_in_an_answer_leaves_no_trace(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for gold in ("0", r"\frac{1}{2}", r"\sqrt{2}", text[:-1]):
         assert not verify(f"\\boxed{{{text.replace('MARK', str(tmp_path / 'MARK'))}}}", gold).correct
@@ -56,9 +54,7 @@ def test_nothing_in_the_package_evaluates_text() -> None:
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_text())):
             if isinstance(node, ast.Call):
-                called = (
-                    node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                )
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 is_regex = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "re"
                 assert called not in forbidden or is_regex, (source.name, node.lineno, called)
 
@@ -70,9 +66,7 @@ def test_importing_the_package_is_fast_and_loads_neither_torch_nor_sympy() -> No
         r"v.verify(r'\boxed{0.5}', '1/2'); v.verify(r'\boxed{1, 2}', '2, 1');"
         "print(cpu, [m for m in ('torch', 'sympy', 'mpmath', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     cpu, loaded = done.stdout.split(" ", 1)
     assert loaded.strip() == "[]"
     assert float(cpu) < 0.2

@@ -65,11 +65,7 @@ def test_typography_never_changes_a_verdict(a: str, b: str) -> None:
 @given(expressions, st.integers(1, 9))
 def test_adding_and_subtracting_the_same_changes_nothing(expression: str, n: int) -> None:
     verdict = verify(box(f"{expression} + {n} - {n}"), expression)
-    assert (
-        verdict.correct
-        or "no value" in verdict.reason
-        or (verdict.reason == "not equal" and "0}" in expression)
-    )
+    assert verdict.correct or "no value" in verdict.reason or (verdict.reason == "not equal" and "0}" in expression)
 
 
 @checked

@@ -119,9 +119,7 @@ def test_close_kills_a_running_task_and_leaves_no_process(pool: WorkerPool) -> N
 
 def test_a_batch_that_cheap_stages_settle_starts_no_process() -> None:
     with Verifier() as fresh:
-        verdicts = fresh.score(
-            [r"\boxed{1}", r"\boxed{0.5}", r"\boxed{2, 1}", "none"], ["1", "1/2", "1, 2", "3"]
-        )
+        verdicts = fresh.score([r"\boxed{1}", r"\boxed{0.5}", r"\boxed{2, 1}", "none"], ["1", "1/2", "1, 2", "3"])
         assert [v.correct for v in verdicts] == [True, True, True, False]
         assert fresh._pool.process_ids() == []
         assert not fresh._pool._threads
@@ -193,9 +191,7 @@ def test_close_leaves_neither_process_nor_thread() -> None:
     fresh.close()
     fresh.close()
     assert pids and not any(map(alive, pids))
-    assert not any(
-        t.name.startswith("verifier-") and t in fresh._pool._threads for t in threading.enumerate()
-    )
+    assert not any(t.name.startswith("verifier-") and t in fresh._pool._threads for t in threading.enumerate())
 
 
 @pytest.mark.parametrize("settings", [{"num_workers": 0}, {"deadline_seconds": 0.0}])
