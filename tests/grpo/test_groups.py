@@ -1,0 +1,118 @@
+"""Filling a batch: contrast, backfill and its bound, and golds that cannot be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from falcon_h1r.config import Config, GRPOConfig, SourceConfig
+from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.groups import ProblemStream, collect_groups, open_stream, well_formed
+from falcon_h1r.grpo.loop import rollout_documents, rollout_metrics
+from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
+from falcon_h1r.types import InputError, Problem, Rollout
+from falcon_h1r.verifier import Verifier
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+class ScriptedSampler:
+    """Of problem i, the first i rollouts are right: problem 0 and problem G give groups without contrast."""
+
+    def __init__(self) -> None:
+        self.num_prompts: list[int] = []
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
+        self.num_prompts.append(len(prompts))
+        rollouts = []
+        for prompt in prompts:
+            right = int(prompt.problem_uid)
+            for sample in range(settings.num_samples):
+                text = f"<think>hm</think>\\boxed{{{'7' if sample < right else '8'}}}"
+                rollouts.append(
+                    Rollout(prompt.problem_uid, sample, prompt.input_ids, [1, 2], [-1.0, -1.0], "stop", 0, text)
+                )
+        return rollouts
+
+    def load_weights(self, policy: Any) -> None: ...
+
+
+def stream_of(num_right: list[int]) -> ProblemStream:
+    problems = [Problem(str(right), f"question {index}", "7") for index, right in enumerate(num_right)]
+    return ProblemStream(problems, [[5, 6]] * len(problems), seed=0)
+
+
+@pytest.fixture
+def verifier():
+    with Verifier(after_think=True) as verifier:
+        yield verifier
+
+
+def test_groups_without_contrast_are_replaced_until_the_batch_is_full(verifier) -> None:
+    config = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=50)
+    sampler = ScriptedSampler()
+    batch = collect_groups(stream_of([0, 4, 1, 0, 2, 3, 4, 0]), sampler, verifier, config, ALONE, seed=1)
+    assert len(batch.groups) == 4
+    assert all(0 < sum(group.rewards) < 4 for group in batch.groups)
+    assert sampler.num_prompts[0] == 4
+    missing = 4 - sum(group.has_contrast for group in batch.drawn[:4])
+    assert sampler.num_prompts[1] == missing  # no more than is missing
+    assert sum(sampler.num_prompts) == len(batch.drawn)
+
+
+def test_backfill_is_bounded_and_averages_count_what_was_dropped(verifier) -> None:
+    config = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=2)
+    batch = collect_groups(stream_of([0, 4]), ScriptedSampler(), verifier, config, ALONE, seed=1)
+    assert batch.groups == []
+    metrics = rollout_metrics(batch)
+    assert (metrics["num_groups"], metrics["num_backfill_rounds"], metrics["zero_variance_share"]) == (0.0, 2.0, 1.0)
+    assert metrics["pass_at_1"] == 0.5
+
+
+def test_documents_carry_their_rollouts_credit(verifier) -> None:
+    config = GRPOConfig(problems_per_step=1, group_size=4)
+    batch = collect_groups(stream_of([1]), ScriptedSampler(), verifier, config, ALONE, seed=1)
+    documents = rollout_documents(batch.groups, config)
+    assert [document.loss_weights for document in documents] == [[0.0, 0.0, 0.5, 0.5]] * 4
+    advantages = [document.advantages[-1] for document in documents if document.advantages]
+    assert advantages == pytest.approx([1.4997, -0.4999, -0.4999, -0.4999], abs=1e-3)
+    assert documents[0].sampler_logprobs == [0.0, 0.0, -1.0, -1.0]
+
+
+def test_unusable_problems_are_left_out_and_counted(tokenizer, verifier) -> None:
+    config = Config(system_prompt="")
+    config.grpo.limits.prompt_tokens = 60
+    problems = [
+        Problem.from_question("Compute 1+1.", "2"),
+        Problem.from_question("Compute 1+2.", r"\frac{1}{"),
+        Problem.from_question("Compute 1+3. " * 30, "4"),
+    ]
+    stream, counts = open_stream(problems, tokenizer, config, verifier)
+    assert counts == {"unverifiable_gold": 1, "prompt_too_long": 1}
+    assert {problem.uid for problem, _ in stream.take(3)} == {problems[0].uid}
+    config.grpo.data = SourceConfig(path="rl.jsonl")
+    with pytest.raises(InputError, match="rl.jsonl: no usable problem"):
+        open_stream(problems[1:], tokenizer, config, verifier)
+
+
+def test_the_stream_visits_every_problem_once_an_epoch() -> None:
+    stream = stream_of([0, 1, 2, 3, 4])
+    uids = [problem.uid for problem, _ in stream.take(15)]
+    assert [sorted(uids[i : i + 5]) for i in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"<think>a</think>\boxed{1}", True),
+        (r"a</think>\boxed{1}", False),
+        (r"<think>a \boxed{1}", False),
+        ("<think>a</think>", False),
+        (r"<think>a</think>b</think>\boxed{1}", False),
+    ],
+)
+def test_a_well_formed_response_thinks_once_then_answers(text: str, expected: bool) -> None:
+    assert well_formed(text) is expected
