@@ -123,7 +123,9 @@ class SyntheticConfig:
         default_factory=lambda: {"sft": 0.6, "rl": 0.3, "dev": 0.03, "eval": 0.07}
     )
     teachers: list[str] = field(default_factory=lambda: ["verbose", "terse", "careless"])
-    leap_rate: float = 0.5  # of terse: share of its traces that give only the result
+    leap_rates: dict[str, float] = field(  # of terse, by difficulty: share of traces that show no working
+        default_factory=lambda: {"easy": 0.6, "medium": 0.3, "hard": 0.1}
+    )
     slip_rate: float = 0.3  # of careless: share of its traces with one wrong digit
     sympy_check_share: float = 0.01  # of the answers, recomputed by sympy
 

@@ -7,6 +7,7 @@ any sharding over ranks.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -94,54 +95,41 @@ def pack_row(documents: Sequence[Document]) -> PackedBatch:
     )
 
 
-def plan_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Best-fit decreasing: which documents share a row, so that no row exceeds `row_tokens`.
+def plan_rows(lengths: Sequence[int], row_tokens: int, num_ranks: int = 1) -> list[list[int]]:
+    """Which documents share a row: as few rows as the ranks can share evenly, each of nearly the same tokens.
 
-    Returns document indices by row. Documents stay whole; a longer one than a row is a ValueError, for a trace
-    that loses its end loses its answer. Deterministic: ties keep the order given.
+    Longest first, each document goes to the row that holds least so far. Where a row would exceed `row_tokens`, one
+    more row a rank is tried. Documents stay whole: one that is longer than a row is a ValueError, for a trace that
+    loses its end loses its answer. Deterministic: ties keep the order given.
+
+    Returns:
+        Document indices by row; a multiple of `num_ranks` rows, empty ones where there are too few documents.
     """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if lengths[index] > row_tokens:
-            raise ValueError(f"a document of {lengths[index]} tokens does not fit a row of {row_tokens}")
-        fitting = [row for row in range(len(rows)) if free[row] >= lengths[index]]
-        if fitting:
-            best = min(fitting, key=lambda row: free[row])
-            rows[best].append(index)
-            free[best] -= lengths[index]
-        else:
-            rows.append([index])
-            free.append(row_tokens - lengths[index])
-    return rows
+    if lengths and max(lengths) > row_tokens:
+        raise ValueError(f"a document of {max(lengths)} tokens does not fit a row of {row_tokens}")
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    rows_per_rank = max(1, -(-sum(lengths) // (row_tokens * num_ranks)))
+    while True:
+        rows: list[list[int]] = [[] for _ in range(rows_per_rank * num_ranks)]
+        lightest = [(0, row) for row in range(len(rows))]  # a heap of (tokens, row)
+        for index in longest_first:
+            tokens, row = lightest[0]
+            rows[row].append(index)
+            heapq.heapreplace(lightest, (tokens + lengths[index], row))
+        if max(tokens for tokens, _ in lightest) <= row_tokens:
+            return rows
+        rows_per_rank += 1
 
 
-def pack_for_rank(documents: Sequence[Document], row_tokens: int, rank: int, world_size: int) -> list[PackedBatch]:
+def pack_for_rank(documents: Sequence[Document], row_tokens: int, rank: int, num_ranks: int) -> list[PackedBatch]:
     """Pack a step's documents into rows and return those of one rank.
 
-    Every rank packs the same list and gets the same number of rows, of nearly equal tokens: longest row first to
-    the rank that holds least so far. A rank left short receives its rows' worth of work as a one-token document
-    of weight 0, so that all ranks meet the same collectives.
+    Every rank plans the same rows and takes every `num_ranks`-th, so that all have the same number of them and meet
+    the same collectives. An empty row becomes one token of weight 0.
     """
-    rows = plan_rows([len(document) for document in documents], row_tokens)
-    return deal_rows([[documents[i] for i in row] for row in rows], world_size)[rank]
-
-
-def deal_rows(rows: Sequence[Sequence[Document]], world_size: int) -> list[list[PackedBatch]]:
-    """Deal rows to ranks by tokens; each rank ends with the same number of rows."""
-    rows_per_rank = max(1, -(-len(rows) // world_size))
-    dealt: list[list[Sequence[Document]]] = [[] for _ in range(world_size)]
-    tokens = [0] * world_size
-    for row in sorted(rows, key=lambda row: -sum(map(len, row))):
-        open_ranks = [rank for rank in range(world_size) if len(dealt[rank]) < rows_per_rank]
-        rank = min(open_ranks, key=lambda r: (tokens[r], r))
-        dealt[rank].append(row)
-        tokens[rank] += sum(map(len, row))
-    filler = rows[0][0] if rows else None
-    for rank_rows in dealt:
-        while len(rank_rows) < rows_per_rank:
-            rank_rows.append([weightless_document(filler)])
-    return [[pack_row(row) for row in rank_rows] for rank_rows in dealt]
+    rows = plan_rows([len(document) for document in documents], row_tokens, num_ranks)
+    filler = weightless_document(documents[0] if documents else None)
+    return [pack_row([documents[index] for index in sorted(row)] or [filler]) for row in rows[rank::num_ranks]]
 
 
 def weightless_document(like: Document | None) -> Document:

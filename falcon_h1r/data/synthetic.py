@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from falcon_h1r.config import SyntheticConfig
 from falcon_h1r.data.problems import check_with_sympy, generate_problems, split_of
@@ -47,5 +48,5 @@ def check_sample(splits: dict[str, list[Problem]], share: float, seed: int) -> i
 
 
 def _teacher(name: str, config: SyntheticConfig) -> Teacher:
-    settings = {"terse": {"leap_rate": config.leap_rate}, "careless": {"slip_rate": config.slip_rate}}
+    settings: dict[str, dict[str, Any]] = {"terse": {"leap_rates": config.leap_rates}, "careless": {"slip_rate": config.slip_rate}}
     return teacher_named(name, **settings.get(name, {}))

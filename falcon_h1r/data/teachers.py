@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from falcon_h1r.data.problems import solve
 from falcon_h1r.data.problems_working import Step, Working, slip_digit
 from falcon_h1r.types import InputError, Problem, Trace
+
+
+LEAP = "clearly"  # how a trace begins that shows no working
 
 
 class Teacher(Protocol):
@@ -39,20 +42,25 @@ class VerboseTeacher:
 
 @dataclass(frozen=True)
 class TerseTeacher:
-    """The bare equations, `7+5=12,4+8+1=13`; with probability `leap_rate` only the result. Always right."""
+    """The bare equations, `7+5=12,4+8+1=13`, or at once `clearly 137`. Always right.
 
-    leap_rate: float = 0.5
+    `leap_rates` are the shares of traces that leap, by the problem's difficulty: what looks easy to an expert he
+    does not work out. The model that learns from him leaps as he does, and is not always right.
+    """
+
+    leap_rates: Mapping[str, float] = field(default_factory=lambda: {"easy": 0.6, "medium": 0.3, "hard": 0.1})
     name: ClassVar[str] = "terse"
 
     def __post_init__(self) -> None:
-        _check_rate("leap_rate", self.leap_rate)
+        for difficulty, rate in self.leap_rates.items():
+            _check_rate(f"leap_rates.{difficulty}", rate)
 
     def write(self, problem: Problem, rng: random.Random) -> Trace:
         working = Working()
         answer = solve(problem, working)
-        leaps = rng.random() < self.leap_rate
+        leaps = rng.random() < self.leap_rates.get(problem.difficulty or "", 0.0)
         reasoning = ",".join(step.equation for step in working.steps)
-        return _trace(problem, self.name, answer if leaps or not reasoning else reasoning, answer)
+        return _trace(problem, self.name, f"{LEAP} {answer}" if leaps or not reasoning else reasoning, answer)
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ TEACHERS: dict[str, Callable[..., Teacher]] = {
 }
 
 
-def teacher_named(name: str, **settings: float) -> Teacher:
-    """The teacher of that name with its settings (`leap_rate` of terse, `slip_rate` of careless)."""
+def teacher_named(name: str, **settings: Any) -> Teacher:
+    """The teacher of that name with its settings (`leap_rates` of terse, `slip_rate` of careless)."""
     if name not in TEACHERS:
         raise InputError(f"unknown teacher {name!r} (there are: {', '.join(TEACHERS)})")
     try:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -90,21 +91,16 @@ def step_documents(documents: Sequence[Document], step: int, batch_sequences: in
     A function of the step alone, so that nothing but the step has to be remembered to resume.
     """
     first = step * batch_sequences
-    epoch_orders: dict[int, list[int]] = {}
-    chosen = []
-    for position in range(first, first + batch_sequences):
-        epoch, index = divmod(position, len(documents))
-        if epoch not in epoch_orders:
-            epoch_orders[epoch] = epoch_order(len(documents), epoch, seed)
-        chosen.append(documents[epoch_orders[epoch][index]])
-    return chosen
+    places = (divmod(position, len(documents)) for position in range(first, first + batch_sequences))
+    return [documents[epoch_order(len(documents), epoch, seed)[index]] for epoch, index in places]
 
 
-def epoch_order(num_documents: int, epoch: int, seed: int) -> list[int]:
+@lru_cache(maxsize=2)  # a step asks for its own epoch's, and at a border for the next one's
+def epoch_order(num_documents: int, epoch: int, seed: int) -> tuple[int, ...]:
     """A permutation of the documents, from seed and epoch alone."""
     order = list(range(num_documents))
     random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
+    return tuple(order)
 
 
 def total_steps(config: SFTConfig, num_documents: int) -> int:

@@ -19,6 +19,13 @@ def test_every_document_is_in_exactly_one_row_and_no_row_is_too_long(lengths: li
     assert all(sum(lengths[index] for index in row) <= 64 for row in rows)
 
 
+@given(lengths=st.lists(st.integers(1, 50), min_size=8, max_size=60), num_ranks=st.integers(1, 4))
+def test_rows_are_as_even_as_whole_documents_allow(lengths: list[int], num_ranks: int) -> None:
+    tokens = [sum(lengths[index] for index in row) for row in plan_rows(lengths, 64, num_ranks)]
+    assert len(tokens) % num_ranks == 0
+    assert max(tokens) - min(tokens) <= max(lengths)
+
+
 @given(lengths=LENGTH_LISTS, world_size=st.integers(1, 5))
 def test_ranks_together_hold_every_token_once_and_have_equally_many_rows(lengths: list[int], world_size: int) -> None:
     documents = [Document([7 + i] * n, [0.0] + [1.0] * (n - 1), uid=str(i)) for i, n in enumerate(lengths)]

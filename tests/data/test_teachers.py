@@ -20,6 +20,7 @@ from falcon_h1r.data.teachers import (
 from falcon_h1r.types import InputError, Problem, Trace
 
 PROBLEMS = list(generate_problems(seed=0, count=2_000))
+ALWAYS = {"easy": 1.0, "medium": 1.0, "hard": 1.0}
 SYMBOL = re.compile(r"\\[a-z]+|[a-z]+|\S")
 
 
@@ -53,7 +54,7 @@ def within_binomial_bounds(num_hits: int, num_tries: int, rate: float) -> bool:
     return abs(num_hits - num_tries * rate) <= 4 * (num_tries * rate * (1 - rate)) ** 0.5
 
 
-@pytest.mark.parametrize("teacher", [VerboseTeacher(), TerseTeacher(), TerseTeacher(0.0), TerseTeacher(1.0)])
+@pytest.mark.parametrize("teacher", [VerboseTeacher(), TerseTeacher(), TerseTeacher({}), TerseTeacher(ALWAYS)])
 def test_the_diligent_are_always_right(teacher: VerboseTeacher | TerseTeacher) -> None:
     for trace in write_traces(PROBLEMS, teacher, seed=0):
         assert trace.response == boxed(trace.problem.answer)
@@ -62,7 +63,7 @@ def test_the_diligent_are_always_right(teacher: VerboseTeacher | TerseTeacher) -
         assert trace.weight == 1.0
 
 
-@pytest.mark.parametrize("teacher", [VerboseTeacher(), TerseTeacher(0.0), CarelessTeacher(0.0)])
+@pytest.mark.parametrize("teacher", [VerboseTeacher(), TerseTeacher({}), CarelessTeacher(0.0)])
 def test_every_equation_of_a_right_trace_is_true(
     teacher: VerboseTeacher | TerseTeacher | CarelessTeacher,
 ) -> None:
@@ -108,14 +109,17 @@ def test_careless_errs_at_its_rate_in_every_family(family: str) -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 0.5, 1.0])
 def test_terse_leaps_at_its_rate_to_the_bare_result(rate: float) -> None:
-    traces = list(write_traces(PROBLEMS, TerseTeacher(rate), seed=0))
-    leaps = [trace for trace in traces if "=" not in trace.reasoning]
-    assert all(trace.reasoning == trace.problem.answer for trace in leaps)
-    assert within_binomial_bounds(len(leaps), len(traces), rate)
+    teacher = TerseTeacher({"easy": rate, "medium": 1.0 - rate})
+    traces = list(write_traces(PROBLEMS, teacher, seed=0))
+    for difficulty, expected in (("easy", rate), ("medium", 1.0 - rate), ("hard", 0.0)):
+        own = [trace for trace in traces if trace.problem.difficulty == difficulty]
+        leaps = [trace for trace in own if "=" not in trace.reasoning]
+        assert all(trace.reasoning == f"clearly {trace.problem.answer}" for trace in leaps)
+        assert within_binomial_bounds(len(leaps), len(own), expected)
 
 
 def test_terse_is_short() -> None:
-    lengths = sorted(len(SYMBOL.findall(t.reasoning)) for t in write_traces(PROBLEMS, TerseTeacher(0.0), seed=0))
+    lengths = sorted(len(SYMBOL.findall(t.reasoning)) for t in write_traces(PROBLEMS, TerseTeacher({}), seed=0))
     assert lengths[len(lengths) // 2] <= 28
     assert lengths[len(lengths) * 95 // 100] <= 44
     assert lengths[-1] <= 60
@@ -124,7 +128,7 @@ def test_terse_is_short() -> None:
 def test_verbose_writes_what_terse_writes_and_more() -> None:
     for problem in PROBLEMS[:500]:
         rng = random.Random(0)
-        terse = equations(TerseTeacher(0.0).write(problem, rng))
+        terse = equations(TerseTeacher({}).write(problem, rng))
         verbose = equations(VerboseTeacher().write(problem, rng))
         assert set(terse) <= set(verbose)
 
@@ -159,7 +163,7 @@ def test_a_trace_does_not_depend_on_its_neighbours(teacher: TerseTeacher | Carel
     ],
 )
 def test_the_notation_of_each_family(question: str, family: str, reasoning: str, answer: str) -> None:
-    trace = TerseTeacher(0.0).write(Problem.from_question(question, answer, family=family), random.Random(0))
+    trace = TerseTeacher({}).write(Problem.from_question(question, answer, family=family), random.Random(0))
     assert trace.reasoning == reasoning
     assert trace.response == boxed(answer)
 
@@ -167,13 +171,13 @@ def test_the_notation_of_each_family(question: str, family: str, reasoning: str,
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=60)
 def test_any_corpus_is_right_and_true(seed: int) -> None:
-    for trace in write_traces(generate_problems(seed, 20), TerseTeacher(0.0), seed):
+    for trace in write_traces(generate_problems(seed, 20), TerseTeacher({}), seed):
         assert trace.response == boxed(trace.problem.answer)
         assert all(map(holds, equations(trace)))
 
 
 def test_a_teacher_is_found_by_name_with_its_settings() -> None:
-    assert teacher_named("terse", leap_rate=0.25) == TerseTeacher(0.25)
+    assert teacher_named("terse", leap_rates=ALWAYS) == TerseTeacher(ALWAYS)
     assert teacher_named("careless") == CarelessTeacher(0.3)
 
 
@@ -182,7 +186,7 @@ def test_a_teacher_is_found_by_name_with_its_settings() -> None:
     [
         ("socrates", {}, r"unknown teacher 'socrates' \(there are: verbose, terse, careless\)"),
         ("verbose", {"leap_rate": 0.5}, "teacher 'verbose' has no setting leap_rate"),
-        ("terse", {"leap_rate": 1.5}, "leap_rate=1.5 has to be a share between 0 and 1"),
+        ("terse", {"leap_rates": {"easy": 1.5}}, "leap_rates.easy=1.5 has to be a share between 0 and 1"),
         ("careless", {"slip_rate": -0.1}, "slip_rate=-0.1 has to be"),
     ],
 )
