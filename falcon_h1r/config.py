@@ -316,6 +316,15 @@ class VerifierConfig:
 
 
 @dataclass
+class BenchmarkSuiteConfig:
+    """What recipes/benchmark.py measures or collects, and the page it writes."""
+
+    suite: str = "quickstart"  # quickstart: finished pipeline runs of several seeds, pooled into one table
+    runs: list[str] = field(default_factory=list)  # their run folders
+    page: str = "docs/benchmarks/quickstart.md"
+
+
+@dataclass
 class ExportConfig:
     """What goes into the model card, and how the model is served."""
 
@@ -347,3 +356,4 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    benchmark: BenchmarkSuiteConfig = field(default_factory=BenchmarkSuiteConfig)

@@ -48,5 +48,8 @@ def check_sample(splits: dict[str, list[Problem]], share: float, seed: int) -> i
 
 
 def _teacher(name: str, config: SyntheticConfig) -> Teacher:
-    settings: dict[str, dict[str, Any]] = {"terse": {"leap_rates": config.leap_rates}, "careless": {"slip_rate": config.slip_rate}}
+    settings: dict[str, dict[str, Any]] = {
+        "terse": {"leap_rates": config.leap_rates},
+        "careless": {"slip_rate": config.slip_rate},
+    }
     return teacher_named(name, **settings.get(name, {}))

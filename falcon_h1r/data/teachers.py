@@ -15,7 +15,6 @@ from falcon_h1r.data.problems import solve
 from falcon_h1r.data.problems_working import Step, Working, slip_digit
 from falcon_h1r.types import InputError, Problem, Trace
 
-
 LEAP = "clearly"  # how a trace begins that shows no working
 
 
