@@ -79,7 +79,7 @@ def grpo_loss(
             "clipped": is_clipped.sum(),
             "importance_ratio": (importance * response).sum(),
             # k3 estimate of KL(sampler || trainer) (Schulman 2020): e^d - d - 1 with d = old - sampler
-            "sampler_kl": torch.where(response, sampler_gap.exp() - sampler_gap - 1.0, 0.0).sum(),
+            "sampler_kl": torch.where(response, sampler_gap.expm1() - sampler_gap, 0.0).sum(),
         }
     return loss, stats
 
