@@ -1,6 +1,6 @@
 """Models on disk: what a stage starts from and what it hands over.
 
-A folder is written beside and renamed, so that a reader finds the old one whole or the new one whole.
+A folder is written beside and then renamed: where it exists, it is whole.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
     return folder
 
@@ -66,10 +65,7 @@ def open_policy(
     """
     settings = config.model
     if settings.path is None:
-        base = folder / "base"
-        if world.is_main:
-            publish_random_base(config, texts(), base)
-        world.barrier()
+        base = world.on_main(lambda: publish_random_base(config, texts(), folder / "base"))
         settings = replace(settings, path=str(base), revision=None)
     model, tokenizer = load_policy(settings, world.device)
     longest = limits.prompt_tokens + limits.response_tokens if limits is not None else None

@@ -48,8 +48,8 @@ class ModelConfig:
 class LimitsConfig:
     """Three limits, in tokens. Nothing is cut without being counted."""
 
-    prompt_tokens: int = 64
-    response_tokens: int = 64
+    prompt_tokens: int = 512
+    response_tokens: int = 1536
     row_tokens: int = 2048  # a packed row: what one micro-batch holds
 
 

@@ -6,9 +6,10 @@ Run before anything is loaded; imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig
+from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, ModelConfig
 from falcon_h1r.types import InputError
 
 LONGEST_SHOWN = 40  # characters of a value in a message
@@ -53,9 +54,37 @@ def check_config(config: Config) -> None:
     if config.sft.num_epochs <= 0:
         raise InputError(f"sft.num_epochs={config.sft.num_epochs}: has to be above 0")
     _at_least("dry_run_steps", config.dry_run_steps, 0)
+    _at_least("grpo.max_backfill_rounds", config.grpo.max_backfill_rounds, 0)
+    if config.evaluate.temperature <= 0:
+        raise InputError(
+            f"evaluate.temperature={config.evaluate.temperature}: samples need a temperature above 0 (one greedy "
+            "answer a problem is always drawn)"
+        )
+    if not 0 < config.evaluate.top_p <= 1:
+        raise InputError(f"evaluate.top_p={config.evaluate.top_p}: has to be above 0 and at most 1")
+    if config.verifier.deadline_seconds <= 0:
+        raise InputError(f"verifier.deadline_seconds={config.verifier.deadline_seconds}: has to be above 0")
     for key, number in _counts(config):
         _at_least(key, number, 1)
     _check_grpo(config.grpo)
+
+
+def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
+    """Refuse a local path that is no checkpoint and a chat template that is no file, before loading."""
+    if settings.chat_template is not None and not Path(settings.chat_template).is_file():
+        raise InputError(f"model.chat_template={settings.chat_template}: no such file")
+    if settings.path is None or not looks_local(settings.path):
+        return
+    folder = Path(settings.path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{key}={settings.path}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{key}={settings.path}: no config.json in it, so it is no checkpoint")
+
+
+def looks_local(path: str) -> bool:
+    """A path on this machine, as against a hub name such as `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
 def _check_limits(key: str, limits: LimitsConfig) -> None:
@@ -97,6 +126,8 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("grpo.updates_per_batch", config.grpo.updates_per_batch),
         ("grpo.problems_per_step", config.grpo.problems_per_step),
         ("grpo.rollout.max_slots", config.grpo.rollout.max_slots),
+        ("dev.num_problems", config.dev.num_problems),
+        ("dev.num_samples", config.dev.num_samples),
         ("evaluate.num_problems", config.evaluate.num_problems),
         ("evaluate.num_samples", config.evaluate.num_samples),
         ("evaluate.max_slots", config.evaluate.max_slots),
@@ -133,16 +164,18 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
         sequence_parallel=1,
         activation_checkpointing=False,
     )
+    if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16":
+        found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet)")
     if stage in ("curate", "pipeline"):
         found += _unbuilt_in_curate(config.curate)
     if stage in ("sft", "pipeline"):
         found += _differing("sft.conversations", config.sft.conversations, multi_turn=False)
     if stage in ("grpo", "pipeline"):
         found += _unbuilt_in_grpo(config.grpo)
-        found += _differing("verifier", config.verifier, second_verifier=None)
     if stage in ("evaluate", "pipeline"):
         found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
         found += _differing("scaling", config.scaling, num_traces=0)
+    found += _differing("verifier", config.verifier, second_verifier=None)
     if stage == "export":
         found += _differing("export", config.export, **dict.fromkeys(vars(config.export)))
     return found

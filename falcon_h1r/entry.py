@@ -6,6 +6,7 @@ in one line on stderr and exit status 2, before a model is loaded; anything else
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -115,26 +116,41 @@ def _run_on_ranks(config: Config, stage: str, recipe: Recipe) -> None:
         transformers.utils.logging.disable_progress_bar()
     try:
         # Rank 0 decides once what run this is; the others take its word for it.
-        config, folder = world.broadcast(_open_run(config, stage) if world.is_main else (config, Path()))
+        config, folder = world.on_main(lambda: _open_run(config, stage, world.size))
         recipe(config, folder, world)
+    except InputError:
+        if world.is_main and config.run_dir is not None:  # nothing ran: the folder is free for the next try
+            (Path(config.run_dir) / "config.yaml").unlink(missing_ok=True)
+        raise
     finally:
         world.stop()
 
 
-def _open_run(config: Config, stage: str) -> tuple[Config, Path]:
+def _open_run(config: Config, stage: str, num_ranks: int) -> tuple[Config, Path]:
     """Make the run folder and write config.yaml into it."""
     if config.run_dir is None:
-        folder = free_folder(Path("runs") / (config.name if config.name != "run" else stage))
+        folder = make_free_folder(Path("runs") / (config.name if config.name != "run" else stage))
     else:
         folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     config.run_dir = str(folder)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
-    print(f"run folder: {folder}", flush=True)
+    print(f"run folder: {folder} (ranks: {num_ranks})", flush=True)
     return config, folder
 
 
-def free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first of wanted-2, wanted-3, ... that does not exist."""
-    candidates = [wanted, *(wanted.with_name(f"{wanted.name}-{number}") for number in range(2, 10_000))]
-    return next(folder for folder in candidates if not folder.exists())
+def run_name(config: Config) -> str:
+    """The name under which a run's stages are grouped: that of its folder."""
+    return Path(config.run_dir or config.name).resolve().name
+
+
+def make_free_folder(wanted: Path) -> Path:
+    """Make `wanted`, or the first of wanted-2, wanted-3, ... that does not exist yet."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise AssertionError

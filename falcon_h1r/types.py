@@ -14,6 +14,8 @@ from typing import Any, Literal
 Difficulty = Literal["easy", "medium", "hard"]
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "medium", "hard")
 
+THINK_START, THINK_END = "<think>", "</think>"  # around the reasoning of an assistant's turn
+
 VerdictStatus = Literal["correct", "wrong", "undecided", "unverifiable_gold"]
 StopReason = Literal["stop", "length", "abort"]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Any recipe on the processes of one node, under torchrun:
 #
-#   launch/torchrun.sh recipes/sft.py experiment=falcon_h1r_7b
+#   launch/torchrun.sh recipes/sft.py experiment=quickstart sft.data.path=traces.jsonl
 #   NPROC=4 launch/torchrun.sh recipes/grpo.py experiment=quickstart
 #
 # NPROC: processes; by default one for each visible GPU, or 2 where there is none.

@@ -35,6 +35,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
 
     if world.is_main:
         page = pooled_page(config.benchmark.runs)
+        Path(config.benchmark.page).parent.mkdir(parents=True, exist_ok=True)
         Path(config.benchmark.page).write_text(page)
         print(page)
 

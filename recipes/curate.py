@@ -19,16 +19,26 @@ from falcon_h1r.entry import run_recipe
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
+    from falcon_h1r.types import Problem
 
 
 def check(config: Config) -> None:
     """What the user may have got wrong, found before any work."""
+    from falcon_h1r.data.synthetic import check_synthetic
+
     if config.curate.source.path is not None:
         check_traces(config.curate.source)
+    else:
+        check_synthetic(config.curate)
 
 
 def curate(config: Config, folder: Path, world: World) -> Path:
     """Run the stage on the main rank; the others wait."""
+    world.on_main(lambda: _curate(config, folder))
+    return folder
+
+
+def _curate(config: Config, folder: Path) -> None:
     from falcon_h1r.data.curation import curate_traces
     from falcon_h1r.data.jsonl import write_jsonl
     from falcon_h1r.data.sources import load_traces
@@ -36,22 +46,23 @@ def curate(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.types import to_row
     from falcon_h1r.verifier import Verifier
 
-    if world.is_main:
-        if config.curate.source.path is None:
-            corpus = synthetic_corpus(config.curate.synthetic, config.seed)
-            traces, splits = corpus.traces, corpus.splits
-        else:
-            traces, splits = load_traces(config.curate.source), {}
-        with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds) as verifier:
-            curated = curate_traces(traces, config.curate, verifier.score)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))
-        write_jsonl(folder / "dropped.jsonl", curated.dropped_rows())
-        for name, problems in splits.items():
-            write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
-        (folder / "summary.json").write_text(json.dumps(curated.summary(), indent=2) + "\n")
-    world.barrier()
-    return folder
+    splits: dict[str, list[Problem]] = {}
+    if config.curate.source.path is None:
+        corpus = synthetic_corpus(config.curate.synthetic, config.seed)
+        traces, splits = corpus.traces, corpus.splits
+        print(f"curate: {len(traces):,} traces, {corpus.num_checked:,} answers recomputed by sympy", flush=True)
+    else:
+        traces = load_traces(config.curate.source)
+    with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds) as verifier:
+        curated = curate_traces(traces, config.curate, verifier.score)
+    summary = curated.summary()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))
+    write_jsonl(folder / "dropped.jsonl", curated.dropped_rows())
+    for name, problems in splits.items():
+        write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
 
 
 if __name__ == "__main__":

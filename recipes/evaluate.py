@@ -8,18 +8,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_checks import require
-from falcon_h1r.data.sources import check_problems, load_problems
-from falcon_h1r.entry import run_recipe
+from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.data.sources import check_benchmark, load_problems
+from falcon_h1r.entry import run_name, run_recipe
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
-
-VOTES = 8  # pass@8 and maj@8, where there are as many samples
 
 
 def one_line(summary: dict[str, Any]) -> str:
@@ -33,7 +32,8 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("evaluate.data.path", config.evaluate.data.path)
     require("model.path", config.model.path)
-    check_problems(config.evaluate.data)
+    check_model_path(config.model)
+    check_benchmark(config.evaluate.data)
 
 
 def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]:
@@ -41,21 +41,29 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.checkpoint import open_policy
     from falcon_h1r.data.jsonl import write_jsonl
     from falcon_h1r.evaluation.evaluate import evaluate_policy
-    from falcon_h1r.evaluation.metrics import summarise
+    from falcon_h1r.evaluation.metrics import VOTES, summarise
     from falcon_h1r.rollout.torch_sampler import TorchSampler
+    from falcon_h1r.tracking import Tracker
     from falcon_h1r.verifier import Verifier
 
     problems = load_problems(config.evaluate.data)[: config.evaluate.num_problems]
     model, tokenizer = open_policy(config, list, folder, world, limits=config.evaluate.limits)
-    sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
-    with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier:
+    num_own = len(world.share(problems)) * (config.evaluate.num_samples + 1)
+    with (
+        Tracker(folder, "evaluate", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
+        Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier,
+        tracker.progress(num_own, f"evaluate {folder.name}", "answers of this rank") as progress,
+    ):
+        sampler = TorchSampler(
+            model, tokenizer, config.evaluate.max_slots, on_finished=lambda tokens: progress.advance(1, tokens)
+        )
         rows = evaluate_policy(
             sampler, tokenizer, verifier, problems, config.evaluate, config.system_prompt, config.seed, world
         )
-    if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(folder / "samples.jsonl", rows)
         summary = summarise(rows, k=min(VOTES, config.evaluate.num_samples), seed=config.seed)
+        tracker.log({key: value for key, value in summary.items() if isinstance(value, (int, float))}, step=0)
+    if world.is_main:
+        write_jsonl(folder / "samples.jsonl", rows)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         print(f"{folder.name}: {one_line(summary)}", flush=True)
     world.barrier()

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_checks import require
-from falcon_h1r.data.sources import check_problems, load_problems
-from falcon_h1r.entry import run_recipe
+from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.data.sources import check_benchmark, check_problems, load_problems
+from falcon_h1r.entry import run_name, run_recipe
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
@@ -24,8 +24,9 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("grpo.data.path", config.grpo.data.path)
     check_problems(config.grpo.data)
+    check_model_path(config.model)
     if config.dev.data.path is not None:
-        check_problems(config.dev.data)
+        check_benchmark(config.dev.data)
 
 
 def grpo(config: Config, folder: Path, world: World) -> Path:
@@ -53,9 +54,9 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     engine.check_gradient_scale()
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
     with (
-        Tracker(folder, "grpo", config.tracking, world.is_main, asdict(config)) as tracker,
+        Tracker(folder, "grpo", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
         Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier,
-        dev_evaluation(config, model, tokenizer, world, config.grpo.limits) as evaluate_dev,
+        dev_evaluation(config, model, tokenizer, world, "grpo") as evaluate_dev,
     ):
         stream, unusable = open_stream(problems, tokenizer, config, verifier)
         if world.is_main and any(unusable.values()):

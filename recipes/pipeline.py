@@ -18,6 +18,8 @@ import recipes.evaluate
 import recipes.grpo
 import recipes.sft
 from falcon_h1r.config import Config, SourceConfig
+from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.data.sources import check_benchmark
 from falcon_h1r.entry import run_recipe
 
 if TYPE_CHECKING:
@@ -81,32 +83,41 @@ def make_base(config: Config, folder: Path, world: World) -> Path:
 
     if config.model.path is not None:
         return Path(config.model.path)
-    if world.is_main:
+
+    def publish() -> Path:
         texts = conversation_texts(load_traces(config.sft.data), config.system_prompt)
-        publish_random_base(config, texts, folder)
-    world.barrier()
-    return folder
+        return publish_random_base(config, texts, folder)
+
+    return world.on_main(publish)
 
 
 def reading_from(config: Config, curated: Path) -> Config:
-    """The config with every stage's data taken from curation's output."""
+    """The config with data taken from curation's output: all of it where problems were generated, else the traces."""
     config = copy.deepcopy(config)
-    for stage, file in (
-        (config.sft, "traces"),
-        (config.grpo, "rl"),
-        (config.dev, "dev"),
-        (config.evaluate, "eval"),
-    ):
-        stage.data = SourceConfig(path=str(curated / f"{file}.jsonl"), curated=True)
+    config.sft.data = SourceConfig(path=str(curated / "traces.jsonl"), curated=True)
+    if config.curate.source.path is None:
+        for stage, split in ((config.grpo, "rl"), (config.dev, "dev"), (config.evaluate, "eval")):
+            stage.data = SourceConfig(path=str(curated / f"{split}.jsonl"), curated=True)
     return config
 
 
 def starting_from(config: Config, model: Path) -> Config:
     """The config with a stage's model taken from another's output."""
     config = copy.deepcopy(config)
-    config.model.path, config.model.revision = str(model), None
+    if str(model) != config.model.path:
+        config.model.path, config.model.revision = str(model), None
     return config
 
 
+def check(config: Config) -> None:
+    """What the user may have got wrong in any stage, found before the first."""
+    recipes.curate.check(config)
+    check_model_path(config.model)
+    if config.curate.source.path is not None:  # traces of one's own come without problems for the other stages
+        recipes.grpo.check(config)
+        require("evaluate.data.path", config.evaluate.data.path)
+        check_benchmark(config.evaluate.data)
+
+
 if __name__ == "__main__":
-    run_recipe("pipeline", pipeline, recipes.curate.check)
+    run_recipe("pipeline", pipeline, check)

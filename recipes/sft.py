@@ -2,7 +2,7 @@
 
     python recipes/sft.py experiment=quickstart sft.data.path=runs/quickstart/curate/traces.jsonl
     python recipes/sft.py data=gsm8k sft.data.path=train.jsonl sft.num_steps=100
-    torchrun --nproc-per-node 8 recipes/sft.py experiment=falcon_h1r_7b sft.data.path=traces.jsonl
+    torchrun --nproc-per-node 2 recipes/sft.py experiment=quickstart sft.data.path=traces.jsonl
 
 Without `model.path`, a tokenizer is trained on the traces and a random model of `model.architecture` is made.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_checks import require
-from falcon_h1r.data.sources import check_problems, check_traces, load_traces
-from falcon_h1r.entry import run_recipe
+from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.data.sources import check_benchmark, check_traces, load_traces
+from falcon_h1r.entry import run_name, run_recipe
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
@@ -26,8 +26,9 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("sft.data.path", config.sft.data.path)
     check_traces(config.sft.data)
+    check_model_path(config.model)
     if config.dev.data.path is not None:
-        check_problems(config.dev.data)
+        check_benchmark(config.dev.data)
 
 
 def sft(config: Config, folder: Path, world: World) -> Path:
@@ -50,13 +51,17 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     )
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
-    if world.is_main and (fitted.num_dropped or fitted.num_trimmed):
-        print(f"sft: {fitted.num_dropped} traces beyond the limits dropped, {fitted.num_trimmed} trimmed")
+    if world.is_main:
+        print(
+            f"sft: {len(fitted.documents)} traces; {fitted.num_dropped} beyond the limits dropped, "
+            f"{fitted.num_trimmed} trimmed, {fitted.num_weightless} of weight 0 left out",
+            flush=True,
+        )
     engine = TorchEngine(model, config.sft.optimizer, total_steps(config.sft, len(fitted.documents)), world)
     engine.check_gradient_scale()
     with (
-        Tracker(folder, "sft", config.tracking, world.is_main, asdict(config)) as tracker,
-        dev_evaluation(config, model, tokenizer, world, config.sft.limits) as evaluate_dev,
+        Tracker(folder, "sft", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
+        dev_evaluation(config, model, tokenizer, world, "sft") as evaluate_dev,
     ):
         train_sft(engine, fitted.documents, config.sft, config.seed, tracker, evaluate_dev)
     if world.is_main:

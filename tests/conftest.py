@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.data.packing import Document
 from falcon_h1r.data.tokenisation import train_tokenizer
+from falcon_h1r.distributed.world import World
 from falcon_h1r.model.load import random_policy
 
 if TYPE_CHECKING:
@@ -78,3 +83,39 @@ def random_documents() -> RandomDocuments:
         ]
 
     return make
+
+
+@pytest.fixture
+def run_on_ranks() -> Callable[[int, Callable[[World], Any]], list[Any]]:
+    """Calls a function in several forked processes joined by gloo, and returns what each returned."""
+    return _run_on_ranks
+
+
+def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
+    """Call `work` in `size` forked processes joined by gloo; returns what each returned."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results: Any = context.SimpleQueue()
+
+    def rank_main(rank: int) -> None:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", rank=rank, world_size=size)
+        world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
+        try:
+            results.put((rank, work(world)))
+        except Exception as error:
+            results.put((rank, error))
+            raise
+        dist.destroy_process_group()
+
+    processes = [context.Process(target=rank_main, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    returned = sorted((results.get() for _ in range(size)), key=lambda pair: pair[0])  # before joining: pipes fill up
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [value for _, value in returned]

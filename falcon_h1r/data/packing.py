@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-RL_FIELDS = ("advantages", "sampler_logprobs", "old_policy_logprobs")
+RL_FIELDS = ("advantages", "positives", "sampler_logprobs", "old_policy_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Document:
     input_ids: list[int]
     loss_weights: list[float]  # 0 on the prompt; the first is always 0
     advantages: list[float] | None = None
+    positives: list[float] | None = None  # 1 on the response of a correct rollout, else 0
     sampler_logprobs: list[float] | None = None
     uid: str = ""
 
@@ -50,6 +51,7 @@ class PackedBatch:
     loss_weights: Tensor  # (T) float32
     lengths: tuple[int, ...]
     advantages: Tensor | None = None  # (T)
+    positives: Tensor | None = None  # (T), 1 on the responses of correct rollouts
     sampler_logprobs: Tensor | None = None  # (T)
     old_policy_logprobs: Tensor | None = None  # (T)
     uids: tuple[str, ...] = field(default=())
@@ -90,6 +92,7 @@ def pack_row(documents: Sequence[Document]) -> PackedBatch:
         loss_weights=torch.tensor([weight for document in documents for weight in document.loss_weights]),
         lengths=tuple(lengths),
         advantages=joined("advantages"),
+        positives=joined("positives"),
         sampler_logprobs=joined("sampler_logprobs"),
         uids=tuple(document.uid for document in documents),
     )
@@ -134,5 +137,5 @@ def pack_for_rank(documents: Sequence[Document], row_tokens: int, rank: int, num
 
 def weightless_document(like: Document | None) -> Document:
     """One token of weight 0, with the RL fields that `like` has: work without a gradient."""
-    rl = like is not None and like.advantages is not None
-    return Document([0], [0.0], advantages=[0.0] if rl else None, sampler_logprobs=[0.0] if rl else None)
+    blank = [0.0] if like is not None and like.advantages is not None else None
+    return Document([0], [0.0], advantages=blank, positives=blank, sampler_logprobs=blank)

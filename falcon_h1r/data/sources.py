@@ -24,6 +24,8 @@ from falcon_h1r.config import SourceConfig
 from falcon_h1r.data.jsonl import json_type, read_jsonl
 from falcon_h1r.types import (
     DIFFICULTIES,
+    THINK_END,
+    THINK_START,
     Difficulty,
     InputError,
     Problem,
@@ -36,7 +38,6 @@ from falcon_h1r.verifier.extract import extract_boxed
 Record = TypeVar("Record")
 Row = Mapping[str, Any]
 
-THINK_START, THINK_END = "<think>", "</think>"
 UNKNOWN = "unknown"  # the teacher or family of a row whose source does not say
 
 
@@ -58,6 +59,26 @@ def check_problems(source: SourceConfig) -> None:
     """
     for _ in read_problems(source):
         pass
+
+
+def check_benchmark(source: SourceConfig) -> None:
+    """The same for problems that are counted: one that stands there twice would count twice.
+
+    Raises:
+        InputError: on the first repeat, too.
+    """
+    seen: dict[str, int] = {}
+    for number, problem in enumerate(read_problems(source), start=1):
+        if problem.uid in seen:
+            raise InputError(
+                f"{source.path}: problem {number} repeats problem {seen[problem.uid]} ({shorten(problem.question)!r})"
+            )
+        seen[problem.uid] = number
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def check_traces(source: SourceConfig) -> None:

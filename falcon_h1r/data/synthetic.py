@@ -6,10 +6,33 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from falcon_h1r.config import SyntheticConfig
-from falcon_h1r.data.problems import check_with_sympy, generate_problems, split_of
+from falcon_h1r.config import CurateConfig, SyntheticConfig
+from falcon_h1r.data.problems import check_with_sympy, family_named, generate_problems, split_of
 from falcon_h1r.data.teachers import Teacher, teacher_named, write_traces
-from falcon_h1r.types import Problem, Trace
+from falcon_h1r.types import InputError, Problem, Trace
+
+NEEDED_SPLITS = ("sft", "rl", "dev", "eval")  # what the stages read
+
+
+def check_synthetic(config: CurateConfig) -> None:
+    """Refuse unknown families and teachers, and splits that leave a stage without problems, before any work.
+
+    Raises:
+        InputError: naming the key.
+    """
+    synthetic = config.synthetic
+    for family in synthetic.families or ():
+        family_named(family)
+    for name in synthetic.teachers:
+        _teacher(name, synthetic)
+    if config.keep_teacher is not None and config.keep_teacher not in synthetic.teachers:
+        raise InputError(
+            f"curate.keep_teacher={config.keep_teacher}: not one of curate.synthetic.teachers, "
+            f"{', '.join(synthetic.teachers)}"
+        )
+    for name in NEEDED_SPLITS:
+        if synthetic.split_fractions.get(name, 0.0) <= 0.0:
+            raise InputError(f"curate.synthetic.split_fractions.{name}: has to be above 0")
 
 
 @dataclass(frozen=True, slots=True)

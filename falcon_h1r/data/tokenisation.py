@@ -14,14 +14,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from falcon_h1r.data.packing import Document
-from falcon_h1r.types import InputError, Problem, Trace
+from falcon_h1r.types import THINK_END, THINK_START, InputError, Problem, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
-THINK_START, THINK_END = "<think>", "</think>"
 SPECIAL_TOKENS = [PAD, BOS, EOS, TURN_START, TURN_END]
 
 # Common commands of school mathematics, each one token: better maths for slightly longer texts (Falcon-H1 report).
@@ -54,7 +53,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     whole = [AddedToken(token, normalized=False) for token in [THINK_START, THINK_END, *LATEX_COMMANDS]]
     smallest = 256 + len(SPECIAL_TOKENS) + len(whole)
     if vocab_size < smallest:
-        raise InputError(f"tokenizer.vocab_size={vocab_size} is below the {smallest} that bytes and commands need")
+        raise InputError(
+            f"model.tokenizer_vocab_size={vocab_size} is below the {smallest} that bytes and commands need"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -62,6 +62,10 @@ class TorchEngine:
         self.steps_done += 1
         return grad_norm
 
+    def skip_step(self) -> None:
+        """A step without anything to learn from: the schedule goes on, the weights stay."""
+        self.steps_done += 1
+
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""

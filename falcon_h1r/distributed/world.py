@@ -6,16 +6,21 @@ under torchrun or `accelerate launch` the ranks are there already.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from falcon_h1r.types import InputError
 
 T = TypeVar("T")
 
@@ -68,6 +73,19 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank. An InputError of rank 0 is raised on all of them."""
+        outcome: tuple[T | None, InputError | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = work(), None
+            except InputError as error:
+                outcome = None, error
+        result, mistake = self.broadcast(outcome)
+        if mistake is not None:
+            raise mistake
+        return cast(T, result)
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.group is not None:
@@ -89,17 +107,23 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ or "RANK" in os.environ
 
 
-def relaunch(num_processes: int) -> None:
-    """Replace this process by torchrun with the same command line, one thread a rank. Does not return."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
+def relaunch(num_processes: int) -> NoReturn:
+    """Become the launcher of `num_processes` ranks with the same command line, one thread a rank; exits with them.
+
+    This is torchrun without its own account of a failure: a rank that fails has already said why.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    options = [
         "--standalone",
         "--monitor-interval=1",  # seconds; its default looks ten times as often, at a tenth of a core
         f"--nproc-per-node={num_processes}",
     ]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [*command, *sys.argv])
+    try:
+        torchrun.run(torchrun.parse_args([*options, *sys.argv]))
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        if first.exitcode < 0:
+            print(f"error: rank {rank} was killed by signal {-first.exitcode}", file=sys.stderr)
+        sys.exit(max(1, first.exitcode))
+    sys.exit(0)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, EvaluateConfig, LimitsConfig
 from falcon_h1r.data.sources import load_problems
-from falcon_h1r.evaluation.evaluate import dev_metrics, evaluate_policy
+from falcon_h1r.data.tokenisation import encode_prompts
+from falcon_h1r.evaluation.evaluate import check_prompt_lengths, dev_metrics, evaluate_policy
 from falcon_h1r.rollout.torch_sampler import TorchSampler
 from falcon_h1r.verifier import Verifier
 
@@ -24,17 +25,23 @@ def dev_evaluation(
     model: FalconH1ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     world: World,
-    limits: LimitsConfig,
+    stage: str,
 ) -> Iterator[Callable[[], dict[str, float]]]:
     """A function that measures the model as it then is: `dev_pass_at_1` and `dev_greedy`.
+
+    Args:
+        stage: whose limits hold, "sft" or "grpo".
 
     Without development problems it measures nothing and returns an empty dict.
     """
     if config.dev.data.path is None:
         yield dict
         return
+    limits: LimitsConfig = getattr(config, stage).limits
     problems = load_problems(config.dev.data)[: config.dev.num_problems]
     settings = EvaluateConfig(limits=limits, num_samples=config.dev.num_samples)
+    prompts = encode_prompts(tokenizer, problems, config.system_prompt)
+    check_prompt_lengths(problems, prompts, limits.prompt_tokens, f"{config.dev.data.path}, {stage}.limits")
     sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
     with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier:
 

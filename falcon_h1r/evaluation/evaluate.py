@@ -30,20 +30,19 @@ def evaluate_policy(
     """`num_samples` samples, and one greedy answer, for every problem.
 
     Problems are shared over ranks by position and rollouts have seeds of their own, so the rows are the same however
-    many ranks there are.
+    many ranks there are, up to the rounding of float32, which depends on what shares a batch.
 
     Returns:
         On every rank all rows, ordered by problem, samples before the greedy one; see `sample_row`.
     """
     prompts = encode_prompts(tokenizer, problems, system_prompt)
-    check_prompt_lengths(problems, prompts, config.limits.prompt_tokens)
+    check_prompt_lengths(problems, prompts, config.limits.prompt_tokens, "evaluate.limits")
     own = world.share(list(zip(problems, prompts, strict=True)))
     own_prompts = [Prompt(problem.uid, ids) for problem, ids in own]
     by_uid = {problem.uid: problem for problem, _ in own}
     rows = []
-    for num_samples, temperature in ((config.num_samples, config.temperature), (int(greedy), 0.0)):
-        if num_samples == 0:
-            continue
+    passes = [(config.num_samples, config.temperature, False)] + [(1, 0.0, True)] * greedy
+    for num_samples, temperature, is_greedy in passes:
         settings = SamplingSettings(
             num_samples=num_samples,
             max_response_tokens=config.limits.response_tokens,
@@ -54,7 +53,7 @@ def evaluate_policy(
         rollouts = sampler.generate(own_prompts, settings)
         verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
         rows += [
-            sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy=temperature == 0.0)
+            sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy)
             for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
     position = {problem.uid: index for index, problem in enumerate(problems)}
@@ -83,7 +82,7 @@ def sample_row(problem: Problem, rollout: Rollout, verdict: Any, is_greedy: bool
     }
 
 
-def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[list[int]], limit: int) -> None:
+def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[list[int]], limit: int, key: str) -> None:
     """A problem that does not fit is a mistake of the limits: leaving it out would change the benchmark.
 
     Raises:
@@ -93,7 +92,7 @@ def check_prompt_lengths(problems: Sequence[Problem], prompts: Sequence[list[int
     if lengths and max(lengths) > limit:
         worst = problems[lengths.index(max(lengths))]
         raise InputError(
-            f"evaluate.limits.prompt_tokens={limit}: problem {worst.uid} has {max(lengths)} tokens "
+            f"{key}.prompt_tokens={limit}: problem {worst.uid} has {max(lengths)} tokens "
             f"({sum(length > limit for length in lengths)} of {len(lengths)} problems are too long)"
         )
 

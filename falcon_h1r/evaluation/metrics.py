@@ -28,6 +28,9 @@ NUM_RESAMPLES = 4000
 NO_ANSWER = -1
 
 
+VOTES = 8  # pass@8 and maj@8, where there are as many samples
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A value with its 95% interval, estimated on n problems."""
@@ -207,6 +210,11 @@ def _sample_matrices(uids: Sequence[str], groups: Mapping[str, list[SampleRow]])
     return correct, answers
 
 
+def votes_of(samples: Sequence[SampleRow]) -> int:
+    """How many samples a problem has, which bounds the k of pass@k and maj@k."""
+    return 1 + max(row["sample_index"] for row in samples)
+
+
 def summarise(samples: Sequence[SampleRow], k: int, seed: int) -> dict[str, Any]:
     """The summary of one model's evaluation: each metric with its interval, tokens, and the breakdowns.
 
@@ -223,6 +231,8 @@ def summarise(samples: Sequence[SampleRow], k: int, seed: int) -> dict[str, Any]
         "tokens_generated": int(sum(row["response_tokens"] for row in samples)),
         "mean_response_tokens": float(np.mean([row["response_tokens"] for row in counted])),
         "truncated_share": float(np.mean([row["stop_reason"] == "length" for row in counted])),
+        "undecided_share": float(np.mean([row["status"] == "undecided" for row in counted])),
+        "unverifiable_gold_share": float(np.mean([row["status"] == "unverifiable_gold" for row in counted])),
         "by_family": breakdown(samples, lambda row: row["family"] or "unknown", k, seed),
         "by_difficulty": breakdown(samples, lambda row: row["difficulty"] or "unknown", k, seed),
     }

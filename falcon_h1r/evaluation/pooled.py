@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.evaluation.metrics import differences
+from falcon_h1r.evaluation.metrics import VOTES, differences, votes_of
 from falcon_h1r.evaluation.run_folder import read_rows
 from falcon_h1r.types import InputError
 
 MODELS = ("base", "sft", "grpo")
-VOTES = 8
 
 
 def read_summaries(runs: Sequence[str]) -> list[dict[str, Any]]:
@@ -36,7 +35,8 @@ def pooled_page(runs: Sequence[str]) -> str:
     pairs = [
         tuple(read_rows(Path(run) / "evaluate" / model / "samples.jsonl") for model in ("grpo", "sft")) for run in runs
     ]
-    pooled = differences([(after, before) for after, before in pairs], k=VOTES, seed=0)
+    votes = min(VOTES, *(votes_of(rows) for pair in pairs for rows in pair))
+    pooled = differences([(after, before) for after, before in pairs], k=votes, seed=0)
     metrics = [name for name in pooled if f"{name}_interval" in summaries[0]["sft"]]
     versions = summaries[0]["versions"]
     lines = [

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from falcon_h1r.evaluation.metrics import differences, summarise
-
-VOTES = 8
+from falcon_h1r.evaluation.metrics import VOTES, differences, summarise, votes_of
 
 
 def summarise_pipeline(
@@ -19,7 +17,7 @@ def summarise_pipeline(
     Args:
         wall_seconds: by stage; their sum is added as `total`.
     """
-    votes = min(VOTES, *(1 + max(row["sample_index"] for row in rows) for rows in samples.values()))
+    votes = min(VOTES, *(votes_of(rows) for rows in samples.values()))
     return {
         **{name: summarise(rows, k=votes, seed=seed) for name, rows in samples.items()},
         "differences": {

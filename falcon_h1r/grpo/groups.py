@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, GRPOConfig
-from falcon_h1r.data.tokenisation import THINK_END, THINK_START, encode_prompts
+from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
-from falcon_h1r.types import InputError, Problem, Rollout, RolloutGroup, content_hash
+from falcon_h1r.types import THINK_END, THINK_START, InputError, Problem, Rollout, RolloutGroup, content_hash
 from falcon_h1r.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -32,8 +32,13 @@ class ProblemStream:
         self._order: tuple[int, list[int]] = (-1, [])  # (epoch, its permutation)
 
     def take(self, count: int) -> list[tuple[Problem, Prompt]]:
-        """The next `count` problems with their prompts."""
-        return [self._next() for _ in range(count)]
+        """The next `count` problems with their prompts, all different: across an epoch's border a repeat is skipped."""
+        assert count <= len(self._problems)
+        taken: dict[str, tuple[Problem, Prompt]] = {}
+        while len(taken) < count:
+            problem, prompt = self._next()
+            taken.setdefault(problem.uid, (problem, prompt))
+        return list(taken.values())
 
     def _next(self) -> tuple[Problem, Prompt]:
         epoch, index = divmod(self._position, len(self._problems))
@@ -61,21 +66,25 @@ def open_stream(
         InputError: where nothing is left.
     """
     prompts = encode_prompts(tokenizer, problems, config.system_prompt)
-    usable, counts = [], {"unverifiable_gold": 0, "prompt_too_long": 0}
+    usable: dict[str, tuple[Problem, list[int]]] = {}
+    counts = {"repeated": 0, "unverifiable_gold": 0, "prompt_too_long": 0}
     for problem, prompt in zip(problems, prompts, strict=True):
-        if len(prompt) > config.grpo.limits.prompt_tokens:
+        if problem.uid in usable:
+            counts["repeated"] += 1
+        elif len(prompt) > config.grpo.limits.prompt_tokens:
             counts["prompt_too_long"] += 1
         elif not verifier.check_gold(problem.answer):
             counts["unverifiable_gold"] += 1
         else:
-            usable.append((problem, prompt))
-    if not usable:
+            usable[problem.uid] = problem, prompt
+    if len(usable) < config.grpo.problems_per_step:
         raise InputError(
-            f"{config.grpo.data.path}: no usable problem ({counts['prompt_too_long']} prompts beyond "
+            f"{config.grpo.data.path}: {len(usable)} usable problems are fewer than "
+            f"grpo.problems_per_step={config.grpo.problems_per_step} ({counts['prompt_too_long']} prompts beyond "
             f"grpo.limits.prompt_tokens={config.grpo.limits.prompt_tokens}, {counts['unverifiable_gold']} golds that "
             "cannot be verified)"
         )
-    kept, kept_prompts = zip(*usable, strict=True)
+    kept, kept_prompts = zip(*usable.values(), strict=True)
     return ProblemStream(kept, kept_prompts, config.seed), counts
 
 
@@ -95,7 +104,8 @@ def collect_groups(
 
     Backfilling keeps the batch's size steady, which trained more stably than dropping groups or repeating others
     (Falcon-H1R report, section 3.3). Every round draws as many problems as are missing, shares them over the ranks
-    and gathers the groups on all of them: the batch is the same however many ranks there are.
+    and gathers the groups on all of them: the batch does not depend on the number of ranks, up to the rounding of
+    float32 in sampling.
 
     Args:
         seed: of this step; the rounds derive theirs.

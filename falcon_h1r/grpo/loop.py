@@ -82,6 +82,8 @@ def train_step(
         metrics["grad_norm"] = engine.step()
         sampler.load_weights(engine)
         metrics.update(_averages(dict(zip(sums, world.sum(list(sums.values())), strict=True))))
+    else:
+        engine.skip_step()
     trained = time.perf_counter()
     metrics["sampling_seconds"], metrics["training_seconds"] = sampled - started, trained - sampled
     metrics["sampling_tokens_per_second"] = metrics["sampled_tokens"] / (sampled - started)
@@ -95,7 +97,8 @@ def rollout_documents(groups: Sequence[RolloutGroup], config: GRPOConfig) -> lis
     advantages = normalise_within_group(torch.tensor([group.rewards for group in groups]))  # (P, G)
     documents = []
     for group, group_advantages in zip(groups, advantages.tolist(), strict=True):
-        for rollout, advantage in zip(group.rollouts, group_advantages, strict=True):
+        credits = zip(group.rollouts, group_advantages, group.verdicts, strict=True)
+        for rollout, advantage, verdict in credits:
             length = len(rollout.response_ids)
             weight = 1.0 / length if config.loss.aggregation == "sequence" else 1.0
             blank = [0.0] * len(rollout.prompt_ids)
@@ -104,6 +107,7 @@ def rollout_documents(groups: Sequence[RolloutGroup], config: GRPOConfig) -> lis
                     input_ids=rollout.prompt_ids + rollout.response_ids,
                     loss_weights=blank + [weight] * length,
                     advantages=blank + [advantage] * length,
+                    positives=blank + [float(verdict.correct)] * length,
                     sampler_logprobs=blank + rollout.sampler_logprobs,
                     uid=f"{rollout.problem_uid}/{rollout.sample_index}",
                 )

@@ -7,7 +7,7 @@ For token t of rollout i, with A_i its advantage:
     c_t   = min(exp(old_t - sampler_t), cap)                        truncated importance weight, detached
 
     loss  = - sum_t w_t * c_t * s_t / sum of w over the step
-            - beta * sum_(t: A_i > 0) policy_t / number of such tokens in the step
+            - beta * sum over correct rollouts of policy_t / number of such tokens in the step
 
 The weights w are 1 / |rollout| where every rollout counts the same (`aggregation: sequence`, as in the Falcon-H1R
 report), 1 where every token does (DAPO). c_t corrects for the sampler's numerics: it is the trainer's own policy that
@@ -39,7 +39,7 @@ def loss_denominators(rows: Sequence[PackedBatch]) -> list[float]:
     """This rank's part of `Denominators`, in its order; to be summed over ranks before the first backward."""
     return [
         sum(row.loss_weights.sum(dtype=torch.float64).item() for row in rows),
-        sum(_positives(row).sum().item() for row in rows),
+        sum(row.positives.sum(dtype=torch.float64).item() for row in rows if row.positives is not None),
     ]
 
 
@@ -56,7 +56,7 @@ def grpo_loss(
         The loss, a scalar, and detached sums: `clipped` and `sampler_kl` over response tokens,
         `importance_ratio` of the sampler's correction, `tokens`.
     """
-    assert batch.advantages is not None and batch.sampler_logprobs is not None
+    assert batch.advantages is not None and batch.sampler_logprobs is not None and batch.positives is not None
     response = batch.loss_weights != 0
     advantages = batch.advantages.to(policy_logprobs.dtype)
     old_logprobs = batch.old_policy_logprobs if batch.old_policy_logprobs is not None else policy_logprobs.detach()
@@ -69,7 +69,7 @@ def grpo_loss(
     weights = batch.loss_weights.to(policy_logprobs.dtype)
     loss = -(weights * importance * surrogate).sum() / denominators.weights
     if config.cross_entropy_weight > 0 and denominators.positive_tokens > 0:
-        likelihood = (policy_logprobs * _positives(batch)).sum() / denominators.positive_tokens
+        likelihood = (policy_logprobs * batch.positives).sum() / denominators.positive_tokens
         loss = loss - config.cross_entropy_weight * likelihood
 
     with torch.no_grad():
@@ -82,9 +82,3 @@ def grpo_loss(
             "sampler_kl": torch.where(response, sampler_gap.expm1() - sampler_gap, 0.0).sum(),
         }
     return loss, stats
-
-
-def _positives(batch: PackedBatch) -> Tensor:
-    """Response tokens of rollouts better than their group's mean; with rewards 0 and 1, of the correct ones: (T)."""
-    assert batch.advantages is not None
-    return ((batch.loss_weights != 0) & (batch.advantages > 0)).to(batch.loss_weights.dtype)

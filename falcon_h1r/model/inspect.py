@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import ModelConfig
-from falcon_h1r.types import InputError
+from falcon_h1r.types import THINK_END, THINK_START, InputError
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config, PreTrainedTokenizerBase
 
 TURN_END = "<|im_end|>"
-THINK_START, THINK_END = "<think>", "</think>"
 OUR_TEMPLATE = "configs/model/chatml.jinja"
 
 QUESTION = "What is 2 + 2?"

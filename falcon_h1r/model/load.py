@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, FalconH1Config, FalconH1ForCausalLM
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from falcon_h1r.config import ModelConfig
+from falcon_h1r.config_checks import check_model_path, looks_local
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -31,24 +32,6 @@ class _FullPrecisionSSM(FalconH1ForCausalLM):
     """Tells the loader which weights it may not round to bfloat16. Only lives while loading."""
 
     _keep_in_fp32_modules_strict = ("A_log", r"mamba\.D", "dt_bias")  # patterns
-
-
-def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
-    """Refuse a local path that is no checkpoint and a chat template that is no file, before loading."""
-    if settings.chat_template is not None and not Path(settings.chat_template).is_file():
-        raise InputError(f"model.chat_template={settings.chat_template}: no such file")
-    if settings.path is None or not looks_local(settings.path):
-        return
-    folder = Path(settings.path).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"{key}={settings.path}: no such folder")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{key}={settings.path}: no config.json in it, so it is no checkpoint")
-
-
-def looks_local(path: str) -> bool:
-    """A path on this machine, as against a hub name such as `owner/name`."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
 def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:

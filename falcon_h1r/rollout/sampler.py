@@ -54,5 +54,6 @@ def rollout_uniforms(settings: SamplingSettings, problem_uid: str, sample_index:
     and whichever rank draws it.
     """
     stream = int(content_hash(f"{problem_uid}/{sample_index}"), 16)
-    generator = np.random.Generator(np.random.Philox(key=[settings.seed % 2**64, stream]))
+    key = np.array([settings.seed % 2**64, stream], dtype=np.uint64)  # a list would pass through float64
+    generator = np.random.Generator(np.random.Philox(key=key))
     return generator.random(settings.max_response_tokens)

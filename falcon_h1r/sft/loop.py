@@ -117,6 +117,7 @@ class FittedDocuments:
     documents: list[Document]
     num_dropped: int
     num_trimmed: int
+    num_weightless: int  # of weight 0: nothing to learn from
 
 
 def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong: str) -> FittedDocuments:
@@ -125,8 +126,12 @@ def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong:
     Raises:
         InputError: where nothing is left to train on.
     """
-    kept, dropped, trimmed = [], 0, 0
+    kept: list[Document] = []
+    dropped = trimmed = weightless = 0
     for document in documents:
+        if not any(document.loss_weights):
+            weightless += 1
+            continue
         prompt = prompt_length(document)
         if prompt <= limits.prompt_tokens and len(document) - prompt <= limits.response_tokens:
             kept.append(document)
@@ -141,9 +146,9 @@ def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong:
             f"sft.limits: none of {len(documents)} traces fits prompt_tokens={limits.prompt_tokens} and "
             f"response_tokens={limits.response_tokens}"
         )
-    return FittedDocuments(kept, dropped, trimmed)
+    return FittedDocuments(kept, dropped, trimmed, weightless)
 
 
 def prompt_length(document: Document) -> int:
     """Tokens before the first that carries loss."""
-    return next((i for i, weight in enumerate(document.loss_weights) if weight != 0), len(document))
+    return next(index for index, weight in enumerate(document.loss_weights) if weight != 0)

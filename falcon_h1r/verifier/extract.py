@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-THINK_END = "</think>"
+from falcon_h1r.types import THINK_END
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed braces, they do not group
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")

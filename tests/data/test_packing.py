@@ -59,10 +59,17 @@ def test_a_document_longer_than_a_row_is_refused_not_cut() -> None:
 
 def test_rl_fields_travel_with_their_tokens() -> None:
     documents = [
-        Document([1, 2], [0.0, 0.5], advantages=[0.0, 2.0], sampler_logprobs=[0.0, -1.0]),
-        Document([3, 4, 5], [0.0, 0.5, 0.5], advantages=[0.0, -1.0, -1.0], sampler_logprobs=[0.0, -2.0, -3.0]),
+        Document([1, 2], [0.0, 0.5], advantages=[0.0, 2.0], positives=[0.0, 1.0], sampler_logprobs=[0.0, -1.0]),
+        Document(
+            [3, 4, 5],
+            [0.0, 0.5, 0.5],
+            advantages=[0.0, -1.0, -1.0],
+            positives=[0.0] * 3,
+            sampler_logprobs=[0.0, -2.0, -3.0],
+        ),
     ]
     row = pack_row(documents)
     assert row.advantages is not None and row.sampler_logprobs is not None
+    assert row.positives is not None and row.positives.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
     assert row.advantages.tolist() == [0.0, 2.0, 0.0, -1.0, -1.0]
     assert torch.equal(row.sampler_logprobs, torch.tensor([0.0, -1.0, 0.0, -2.0, -3.0]))

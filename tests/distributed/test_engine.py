@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-import torch.distributed as dist
 
 from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.distributed.engine import TorchEngine, scheduled_learning_rate
 from falcon_h1r.distributed.world import World
 from falcon_h1r.sft.loop import train_step
-
-
-def run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
-    """Call `work` in `size` forked processes joined by gloo; returns what each returned."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    results: Any = context.SimpleQueue()
-
-    def rank_main(rank: int) -> None:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=size)
-        world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
-        try:
-            results.put((rank, work(world)))
-        except Exception as error:
-            results.put((rank, error))
-            raise
-        dist.destroy_process_group()
-
-    processes = [context.Process(target=rank_main, args=(rank,)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    returned = sorted((results.get() for _ in range(size)), key=lambda pair: pair[0])  # before joining: pipes fill up
-    for process in processes:
-        process.join(timeout=60)
-    assert [process.exitcode for process in processes] == [0] * size
-    return [value for _, value in returned]
 
 
 def weights_after_steps(world: World, model, documents) -> tuple[list[float], list[float]]:
@@ -57,7 +20,7 @@ def weights_after_steps(world: World, model, documents) -> tuple[list[float], li
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_any_number_of_ranks_makes_the_same_steps(tiny_model, random_documents, size: int) -> None:
+def test_any_number_of_ranks_makes_the_same_steps(tiny_model, random_documents, run_on_ranks, size: int) -> None:
     documents = random_documents([60, 3, 40, 2, 9])  # five documents: some ranks get a lone row or nothing
     by_rank = run_on_ranks(size, lambda world: weights_after_steps(world, tiny_model, documents))
     alone_losses, alone_weights = weights_after_steps(World(0, 1, torch.device("cpu")), tiny_model, documents)
@@ -67,7 +30,7 @@ def test_any_number_of_ranks_makes_the_same_steps(tiny_model, random_documents, 
         assert (torch.tensor(weights) - torch.tensor(alone_weights)).abs().max() < 1e-8
 
 
-def test_the_probe_refuses_averaged_gradients(tiny_model) -> None:
+def test_the_probe_refuses_averaged_gradients(tiny_model, run_on_ranks) -> None:
     def probe(world: World) -> str:
         engine = TorchEngine(tiny_model, OptimizerConfig(), num_steps=1, world=world)
         summed = engine._sum_gradients

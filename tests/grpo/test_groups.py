@@ -29,7 +29,7 @@ class ScriptedSampler:
         self.num_prompts.append(len(prompts))
         rollouts = []
         for prompt in prompts:
-            right = int(prompt.problem_uid)
+            right = int(prompt.problem_uid.split("/")[0])
             for sample in range(settings.num_samples):
                 text = f"<think>hm</think>\\boxed{{{'7' if sample < right else '8'}}}"
                 rollouts.append(
@@ -41,7 +41,7 @@ class ScriptedSampler:
 
 
 def stream_of(num_right: list[int]) -> ProblemStream:
-    problems = [Problem(str(right), f"question {index}", "7") for index, right in enumerate(num_right)]
+    problems = [Problem(f"{right}/{index}", f"question {index}", "7") for index, right in enumerate(num_right)]
     return ProblemStream(problems, [[5, 6]] * len(problems), seed=0)
 
 
@@ -65,7 +65,7 @@ def test_groups_without_contrast_are_replaced_until_the_batch_is_full(verifier) 
 
 def test_backfill_is_bounded_and_averages_count_what_was_dropped(verifier) -> None:
     config = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=2)
-    batch = collect_groups(stream_of([0, 4]), ScriptedSampler(), verifier, config, ALONE, seed=1)
+    batch = collect_groups(stream_of([0, 4, 0, 4]), ScriptedSampler(), verifier, config, ALONE, seed=1)
     assert batch.groups == []
     metrics = rollout_metrics(batch)
     assert (metrics["num_groups"], metrics["num_backfill_rounds"], metrics["zero_variance_share"]) == (0.0, 2.0, 1.0)
@@ -85,23 +85,32 @@ def test_documents_carry_their_rollouts_credit(verifier) -> None:
 def test_unusable_problems_are_left_out_and_counted(tokenizer, verifier) -> None:
     config = Config(system_prompt="")
     config.grpo.limits.prompt_tokens = 60
+    config.grpo.problems_per_step = 1
     problems = [
         Problem.from_question("Compute 1+1.", "2"),
         Problem.from_question("Compute 1+2.", r"\frac{1}{"),
         Problem.from_question("Compute 1+3. " * 30, "4"),
+        Problem.from_question("Compute 1+1.", "2"),
     ]
     stream, counts = open_stream(problems, tokenizer, config, verifier)
-    assert counts == {"unverifiable_gold": 1, "prompt_too_long": 1}
-    assert {problem.uid for problem, _ in stream.take(3)} == {problems[0].uid}
+    assert counts == {"repeated": 1, "unverifiable_gold": 1, "prompt_too_long": 1}
+    assert {problem.uid for problem, _ in stream.take(1)} == {problems[0].uid}
     config.grpo.data = SourceConfig(path="rl.jsonl")
-    with pytest.raises(InputError, match="rl.jsonl: no usable problem"):
-        open_stream(problems[1:], tokenizer, config, verifier)
+    with pytest.raises(InputError, match="rl.jsonl: 0 usable problems are fewer than grpo.problems_per_step=1"):
+        open_stream(problems[1:3], tokenizer, config, verifier)
 
 
 def test_the_stream_visits_every_problem_once_an_epoch() -> None:
     stream = stream_of([0, 1, 2, 3, 4])
-    uids = [problem.uid for problem, _ in stream.take(15)]
-    assert [sorted(uids[i : i + 5]) for i in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
+    uids = [problem.uid for _ in range(15) for problem, _ in stream.take(1)]
+    assert [sorted(uids[i : i + 5]) for i in (0, 5, 10)] == [["0/0", "1/1", "2/2", "3/3", "4/4"]] * 3
+
+
+def test_one_draw_never_holds_a_problem_twice_even_across_an_epochs_border() -> None:
+    stream = stream_of([0, 1, 2, 3, 4])
+    for _ in range(20):
+        uids = [problem.uid for problem, _ in stream.take(4)]
+        assert len(set(uids)) == 4
 
 
 @pytest.mark.parametrize(

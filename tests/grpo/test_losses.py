@@ -25,6 +25,7 @@ def rollout_row(advantages: list[float], lengths: list[int], aggregation: str = 
                 input_ids=[1] * (PROMPT + length),
                 loss_weights=[0.0] * PROMPT + [weight] * length,
                 advantages=[0.0] * PROMPT + [advantage] * length,
+                positives=[0.0] * PROMPT + [float(advantage > 0.5)] * length,
                 sampler_logprobs=[0.0] * PROMPT + [-1.0] * length,
             )
         )
@@ -33,7 +34,7 @@ def rollout_row(advantages: list[float], lengths: list[int], aggregation: str = 
 
 def literal_loss(policy: torch.Tensor, old: torch.Tensor, row: PackedBatch, config: GRPOLossConfig) -> float:
     """The formula of the module's docstring, token by token."""
-    assert row.advantages is not None and row.sampler_logprobs is not None
+    assert row.advantages is not None and row.sampler_logprobs is not None and row.positives is not None
     surrogate = weights = positives = likelihood = 0.0
     for t in range(row.num_tokens):
         weight, advantage = row.loss_weights[t].item(), row.advantages[t].item()
@@ -44,7 +45,7 @@ def literal_loss(policy: torch.Tensor, old: torch.Tensor, row: PackedBatch, conf
         correction = min(math.exp(old[t].item() - row.sampler_logprobs[t].item()), config.importance_cap)
         surrogate += weight * correction * min(rho * advantage, clipped * advantage)
         weights += weight
-        if advantage > 0:
+        if row.positives[t].item() == 1.0:
             positives += 1
             likelihood += policy[t].item()
     return -surrogate / weights - config.cross_entropy_weight * likelihood / positives
@@ -95,11 +96,12 @@ def test_the_importance_weight_is_capped_and_carries_no_gradient() -> None:
     assert torch.autograd.grad(loss, policy)[0].tolist() == [0.0, 0.0, -2.0]
 
 
-def test_advantages_are_trls() -> None:
+def test_advantages_are_centred_and_scaled_within_their_group() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     advantages = normalise_within_group(rewards)
-    # TRL 1.16, GRPOTrainer: (rewards - mean) / (std + 1e-4) with torch's unbiased std
-    expected = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
-    assert torch.equal(advantages, expected)
+    # means 1/2 and 3/4; standard deviations with three degrees of freedom, sqrt(1/3) and 1/2
+    scale = 1 / (3**-0.5 + 1e-4)
+    assert advantages[0].tolist() == pytest.approx([0.5 * scale, -0.5 * scale, -0.5 * scale, 0.5 * scale])
+    assert advantages[1].tolist() == pytest.approx([0.25 / 0.5001] * 3 + [-0.75 / 0.5001])
     assert advantages[2].tolist() == [0.0, 0.0, 0.0, 0.0]
     assert advantages[:2].sum(1).abs().max() < 1e-6

@@ -16,7 +16,13 @@ TINY_SFT = ["sft.num_steps=3", "sft.batch_sequences=4", "tracking.log_every_step
 
 
 def run(*command: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "NPROC": "2",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+    }
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
 
 
@@ -41,6 +47,7 @@ MISTAKES = {
     "a missing file": (["sft.data.path=no/such.jsonl"], "no/such.jsonl: no such file"),
     "a short row": (["sft.limits.row_tokens=50"], "sft.limits.row_tokens=50 is shorter than"),
     "a group of one": (["grpo.group_size=1"], "grpo.group_size=1:"),
+    "a model that is not there": (["sft.data.path=README.md", "model.path=./nowhere"], "README.md, line 1: not JSON"),
     "no path": ([], "sft.data.path is not set"),
 }
 
@@ -71,6 +78,23 @@ def test_a_broken_row_is_named_by_its_number(broken: str, expected: str, tmp_pat
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+def test_a_pipeline_on_ones_own_traces_asks_for_problems_too(traces: Path, tmp_path: Path) -> None:
+    options = [f"curate.source.path={traces}", "curate.source.reasoning_field=reasoning", f"run_dir={tmp_path / 'run'}"]
+    result = recipe("pipeline", *options)
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: grpo.data.path is not set: this recipe needs it"
+
+
+def test_a_benchmark_problem_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    path.write_text('{"question": "1+1", "answer": "2"}\n' * 2)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    result = recipe("evaluate", "data=jsonl", f"evaluate.data.path={path}", f"model.path={tmp_path / 'model'}")
+    assert result.returncode == 2
+    assert "problem 2 repeats problem 1 ('1+1')" in result.stderr
+
+
 def test_a_run_is_never_written_over(traces: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("name: mine\n")
@@ -81,27 +105,35 @@ def test_a_run_is_never_written_over(traces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        [sys.executable],  # relaunches itself
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines=1", "--num_processes=2",
-         "--dynamo_backend=no", "--mixed_precision=no"],
-    ],
-    ids=["plain", "torchrun", "accelerate"],
-)  # fmt: skip
-def test_two_ranks_log_what_one_process_logs(launcher: list[str], traces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["plain", "launch/torchrun.sh", "launch/accelerate.sh"])
+def test_two_ranks_log_what_one_process_logs(launcher: str, traces: Path, tmp_path: Path) -> None:
     options = ["data=jsonl", f"sft.data.path={traces}", *TINY_SFT]
     alone = recipe("sft", *options, f"run_dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
-    result = run(*launcher, "recipes/sft.py", *options, f"run_dir={tmp_path / 'both'}", "launch.num_processes=2")
+    command = [sys.executable] if launcher == "plain" else ["bash", launcher]
+    ranks = ["launch.num_processes=2"] if launcher == "plain" else []
+    result = run(*command, "recipes/sft.py", *options, f"run_dir={tmp_path / 'both'}", *ranks)
     assert result.returncode == 0, result.stderr
+    assert "(ranks: 2)" in result.stdout
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "both")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_the_main_rank_meets_is_one_line_too(traces: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = recipe(
+        "sft", "data=jsonl", f"sft.data.path={traces}", "launch.num_processes=2", f"run_dir={folder}",
+        "model.tokenizer_vocab_size=100",
+    )  # fmt: skip
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert errors == ["error: model.tokenizer_vocab_size=100 is below the 310 that bytes and commands need"]
+    assert "Traceback" not in result.stderr
+    assert not (folder / "config.yaml").exists()  # the next try may use the folder
 
 
 @pytest.mark.slow
@@ -121,7 +153,8 @@ def test_sft_learns_and_grpo_runs_on_gsm8k(tmp_path: Path) -> None:
         "grpo.limits.response_tokens=32", f"run_dir={tmp_path / 'grpo'}",
     )  # fmt: skip
     assert grpo.returncode == 0, grpo.stderr
-    assert len((tmp_path / "grpo/metrics.jsonl").read_text().splitlines()) == 3
+    steps = [json.loads(line) for line in (tmp_path / "grpo/metrics.jsonl").read_text().splitlines()]
+    assert [step["sampled_tokens"] > 0 for step in steps] == [True] * 3  # a tiny model gets none right: no update
 
     evaluation = recipe(
         "evaluate", "data=gsm8k", f"evaluate.data.path={SHARED_DATA / 'gsm8k_test.jsonl'}",

@@ -73,6 +73,8 @@ def test_overlong_traces_are_dropped_or_trimmed_and_counted() -> None:
     assert ([len(d) for d in dropped.documents], dropped.num_dropped, dropped.num_trimmed) == ([10], 2, 0)
     trimmed = fit_documents(documents, limits, "trim")
     assert ([len(d) for d in trimmed.documents], trimmed.num_dropped, trimmed.num_trimmed) == ([10, 10], 1, 1)
+    weightless = fit_documents([*documents[:1], Document([1, 2], [0.0, 0.0])], limits, "drop")
+    assert (len(weightless.documents), weightless.num_weightless) == (1, 1)
     with pytest.raises(InputError, match="none of 1 traces fits"):
         fit_documents(documents[2:], limits, "trim")
 
