@@ -202,10 +202,11 @@ def test_a_summary_holds_the_agreed_keys_and_values() -> None:
     summary = summarise(two_problems(), k=4, seed=0)
     metrics = ["pass_at_1", "greedy", "pass_at_4", "maj_at_4"]
     counts = ["num_problems", "num_samples", "tokens_generated", "mean_response_tokens", "truncated_share"]
+    counts += ["undecided_share", "unverifiable_gold_share"]
     intervals = [f"{name}_interval" for name in metrics]
     assert set(summary) == {*metrics, *intervals, *counts, "by_family", "by_difficulty"}
     assert [summary[name] for name in metrics] == pytest.approx([0.5, 0.5, 1.0, (1 + 1 / 3) / 2])
-    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 1 / 8])
+    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 1 / 8, 0, 0])
     for name in metrics:
         low, high = summary[f"{name}_interval"]
         assert low <= summary[name] <= high
