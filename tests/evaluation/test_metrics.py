@@ -206,7 +206,7 @@ def test_a_summary_holds_the_agreed_keys_and_values() -> None:
     intervals = [f"{name}_interval" for name in metrics]
     assert set(summary) == {*metrics, *intervals, *counts, "by_family", "by_difficulty"}
     assert [summary[name] for name in metrics] == pytest.approx([0.5, 0.5, 1.0, (1 + 1 / 3) / 2])
-    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 1 / 8, 0, 0])
+    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 1 / 8, 1 / 8, 0])
     for name in metrics:
         low, high = summary[f"{name}_interval"]
         assert low <= summary[name] <= high
