@@ -127,7 +127,7 @@ class SyntheticConfig:
         default_factory=lambda: {"easy": 0.6, "medium": 0.3, "hard": 0.1}
     )
     slip_rate: float = 0.3  # of careless: share of its traces with one wrong digit
-    sympy_check_share: float = 0.01  # of the answers, recomputed by sympy
+    sympy_check_share: float = 1.0  # of the answers, recomputed by sympy from the question's text
 
 
 @dataclass

@@ -28,7 +28,9 @@ def agrees_with_sympy(question: str, answer: str) -> bool:
     if found := re.fullmatch(r"Compute (.+)\.", question):
         results = [_build(found[1], sympy)]
     elif found := re.fullmatch(r"Solve (.+)=(.+) for x\.", question):
-        results = sympy.solve(sympy.Eq(_build(found[1], sympy), _build(found[2], sympy)), sympy.Symbol("x"))
+        difference = _build(found[1], sympy) - _build(found[2], sympy)
+        slope, intercept = sympy.Poly(difference, sympy.Symbol("x")).all_coeffs()  # a ValueError unless it is linear
+        results = [-intercept / slope]
     else:
         raise InputError(f"not a synthetic question: {question[:80]!r}")
     return bool(results == [_build(answer, sympy)])
