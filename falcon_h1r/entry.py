@@ -119,8 +119,8 @@ def _run_on_ranks(config: Config, stage: str, recipe: Recipe) -> None:
         config, folder = world.on_main(lambda: _open_run(config, stage, world.size))
         recipe(config, folder, world)
     except InputError:
-        if world.is_main and config.run_dir is not None:  # nothing ran: the folder is free for the next try
-            (Path(config.run_dir) / "config.yaml").unlink(missing_ok=True)
+        if world.is_main:
+            _give_back_folder(config)
         raise
     finally:
         world.stop()
@@ -137,6 +137,13 @@ def _open_run(config: Config, stage: str, num_ranks: int) -> tuple[Config, Path]
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
     print(f"run folder: {folder} (ranks: {num_ranks})", flush=True)
     return config, folder
+
+
+def _give_back_folder(config: Config) -> None:
+    """A folder that holds nothing but its config.yaml is free for the next try."""
+    folder = Path(config.run_dir) if config.run_dir is not None else None
+    if folder is not None and folder.is_dir() and [path.name for path in folder.iterdir()] == ["config.yaml"]:
+        (folder / "config.yaml").unlink()
 
 
 def run_name(config: Config) -> str:

@@ -44,8 +44,7 @@ def pooled_page(runs: Sequence[str]) -> str:
         "",
         f"`python recipes/benchmark.py benchmark.runs=[{','.join(runs)}]`, from runs of "
         "`python recipes/pipeline.py experiment=quickstart seed=N`.",
-        f"Hardware: {versions['processor']}, {versions['platform']}; torch {versions['torch']}, "
-        f"transformers {versions['transformers']}.",
+        f"Hardware: {versions['processor']}; torch {versions['torch']}, transformers {versions['transformers']}.",
         "",
         "| seed | " + " | ".join(f"{model} {name}" for name in metrics for model in MODELS) + " | seconds | GiB |",
         "|" + "---|" * (3 + len(metrics) * len(MODELS)),
