@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.evaluation.metrics import VOTES, differences, votes_of
+import numpy as np
+
+from falcon_h1r.data.teachers import LEAP
+from falcon_h1r.evaluation.metrics import VOTES, differences, estimate_mean, votes_of
 from falcon_h1r.evaluation.run_folder import read_rows
 from falcon_h1r.types import InputError
 
+Row = dict[str, Any]
 MODELS = ("base", "sft", "grpo")
 
 
@@ -33,10 +37,14 @@ def pooled_page(runs: Sequence[str]) -> str:
     """A Markdown page: each seed's accuracies, and GRPO's paired gains over all seeds together with intervals."""
     summaries = read_summaries(runs)
     pairs = [
-        tuple(read_rows(Path(run) / "evaluate" / model / "samples.jsonl") for model in ("grpo", "sft")) for run in runs
+        (
+            read_rows(Path(run) / "evaluate" / "grpo" / "samples.jsonl"),
+            read_rows(Path(run) / "evaluate" / "sft" / "samples.jsonl"),
+        )
+        for run in runs
     ]
     votes = min(VOTES, *(votes_of(rows) for pair in pairs for rows in pair))
-    pooled = differences([(after, before) for after, before in pairs], k=votes, seed=0)
+    pooled = differences(pairs, k=votes, seed=0)
     metrics = [name for name in pooled if f"{name}_interval" in summaries[0]["sft"]]
     versions = summaries[0]["versions"]
     lines = [
@@ -63,4 +71,42 @@ def pooled_page(runs: Sequence[str]) -> str:
     for name in metrics:
         value, low, high = (100 * pooled[name][part] for part in ("value", "low", "high"))
         lines.append(f"| {name} | {value:+.1f} | {low:+.1f} to {high:+.1f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *leap_lines(pairs)]) + "\n"
+
+
+def leap_lines(pairs: Sequence[tuple[list[Row], list[Row]]]) -> list[str]:
+    """What of the gain is a habit dropped: shares of answers that leap, and accuracy where working is shown.
+
+    Args:
+        pairs: samples (after, before) GRPO, by seed.
+    """
+
+    def leaps(row: Row) -> bool:
+        return LEAP in row["response"]
+
+    def share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> str:
+        return f"{sum(map(holds, rows)) / max(1, len(rows)):.1%}"
+
+    def is_right(row: Row) -> bool:
+        return bool(row["status"] == "correct")
+
+    lines = [f"How much of this is dropping the teacher's habit to leap (`{LEAP} ...`), all seeds together:", ""]
+    lines += ["| | SFT | GRPO |", "|---|---|---|"]
+    after, before = ([row for pair in pairs for row in pair[side]] for side in (0, 1))
+    for label, greedy in (("sampled", False), ("greedy", True)):
+        own = [[row for row in rows if row["greedy"] is greedy] for rows in (before, after)]
+        worked = [[row for row in rows if not leaps(row)] for rows in own]
+        lines.append(f"| {label} answers that leap | {share(own[0], leaps)} | {share(own[1], leaps)} |")
+        lines.append(
+            f"| {label} answers that work: right | {share(worked[0], is_right)} | {share(worked[1], is_right)} |"
+        )
+    gains = []
+    for rows_after, rows_before in pairs:
+        greedy_before = {row["problem_uid"]: row for row in rows_before if row["greedy"] and not leaps(row)}
+        for row in rows_after:
+            if row["greedy"] and not leaps(row) and row["problem_uid"] in greedy_before:
+                gains.append(is_right(row) - is_right(greedy_before[row["problem_uid"]]))
+    gain = estimate_mean(np.array(gains, dtype=np.float64), seed=0, bounds=(-1.0, 1.0))
+    value, low, high = (100 * bound for bound in (gain.value, gain.low, gain.high))
+    interval = f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return [*lines, "", f"Greedy, paired, on the {len(gains)} problems that both work out: {interval}."]
