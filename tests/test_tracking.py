@@ -244,7 +244,7 @@ def test_the_meter_remembers_what_was_freed_and_counts_children() -> None:
     assert 0 < before < 0.2
     assert freed - before == pytest.approx(0.25, abs=0.05)
     assert with_child - before == pytest.approx(0.51, abs=0.05)
-    assert after == with_child
+    assert with_child <= after < with_child + 0.05  # the thread may have met a slightly higher moment
 
 
 def test_versions_name_what_the_numbers_depend_on() -> None:
