@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import random
 import socket
 from collections.abc import Callable
@@ -108,9 +109,11 @@ def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
         dist.init_process_group("gloo", rank=rank, world_size=size)
         world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
         try:
-            results.put((rank, work(world)))
+            results.put(
+                (rank, pickle.dumps(work(world)))
+            )  # by value: a queue would share tensors with a process that ends
         except Exception as error:
-            results.put((rank, error))
+            results.put((rank, pickle.dumps(error)))
             raise
         dist.destroy_process_group()
 
@@ -121,4 +124,4 @@ def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0] * size
-    return [value for _, value in returned]
+    return [pickle.loads(value) for _, value in returned]
