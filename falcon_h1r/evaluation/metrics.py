@@ -153,11 +153,6 @@ def pass_at_k(correct: BoolArray, k: int, seed: int) -> Estimate:
     return estimate_mean(pass_at_k_by_problem(correct, k), seed)
 
 
-def maj_at_k(answers: IntArray, correct: BoolArray, k: int, seed: int) -> Estimate:
-    """Accuracy of the majority of k answers. answers, correct: (P, n)."""
-    return estimate_mean(maj_at_k_by_problem(answers, correct, k), seed)
-
-
 def greedy_accuracy(correct: BoolArray, seed: int) -> Estimate:
     """Accuracy of the one greedy response of each problem. correct: (P)."""
     return estimate_mean(correct.astype(np.float64), seed)
