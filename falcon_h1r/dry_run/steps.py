@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.config import Config, ModelConfig, OptimizerConfig
+from falcon_h1r.model.multipliers import MULTIPLIERS
 from falcon_h1r.types import InputError, Trace
 
 if TYPE_CHECKING:
@@ -86,15 +87,7 @@ def shrunken_architecture(shape: FalconH1Config) -> dict[str, Any]:
         "rope_parameters",
         "rms_norm_eps",
         "tie_word_embeddings",
-        "embedding_multiplier",
-        "lm_head_multiplier",
-        "attention_in_multiplier",
-        "attention_out_multiplier",
-        "key_multiplier",
-        "ssm_in_multiplier",
-        "ssm_out_multiplier",
-        "ssm_multipliers",
-        "mlp_multipliers",
+        *MULTIPLIERS,
     )
     return {**{name: getattr(shape, name) for name in kept}, **cut}
 

@@ -30,35 +30,10 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import (
 )
 
 from falcon_h1r.data.packing import PackedBatch
+from falcon_h1r.model.attention import bucketed_attention
+from falcon_h1r.model.conv import packed_conv
+from falcon_h1r.model.row import Row
 from falcon_h1r.model.ssd import ssd_scan
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where documents begin and end in a row, in the forms that the layers need."""
-
-    position_ids: Tensor  # (T)
-    seq_idx: Tensor  # (T)
-    buckets: list[tuple[int, int]]  # (documents, longest) of each bucket of similar lengths
-    slots: Tensor  # (T): where each token goes in the buckets' right-padded buffer
-    ends: Tensor | None  # (num_documents) last tokens, where their states are wanted
-
-    @classmethod
-    def from_batch(cls, batch: PackedBatch, with_states: bool = False) -> Row:
-        """Group documents by powers of two of their length: right-padding wastes less than half a bucket."""
-        by_size: dict[int, list[int]] = {}
-        for document, length in enumerate(batch.lengths):
-            by_size.setdefault((length - 1).bit_length(), []).append(document)
-        buckets, first_slot, offset = [], [0] * len(batch.lengths), 0
-        for _, documents in sorted(by_size.items()):
-            longest = max(batch.lengths[document] for document in documents)
-            for rank, document in enumerate(documents):
-                first_slot[document] = offset + rank * longest
-            buckets.append((len(documents), longest))
-            offset += len(documents) * longest
-        slots = torch.tensor(first_slot, device=batch.seq_idx.device)[batch.seq_idx] + batch.position_ids
-        ends = batch.document_ends if with_states else None
-        return cls(batch.position_ids, batch.seq_idx, buckets, slots, ends)
 
 
 @dataclass(slots=True)
@@ -82,24 +57,29 @@ def packed_prefill(model: FalconH1ForCausalLM, batch: PackedBatch) -> tuple[Tens
 
 
 def _forward(model: FalconH1ForCausalLM, batch: PackedBatch, with_states: bool) -> tuple[Tensor, list[LayerStates]]:
-    row = Row.from_batch(batch, with_states)
+    row = Row.from_batch(batch)
     rotation = rotary_angles(model, batch.position_ids)
     hidden = model.model.embed_tokens(batch.input_ids) * model.model.embedding_multiplier  # (T, E)
-    states: list[LayerStates] = []
+    states: list[LayerStates] | None = [] if with_states else None
     for layer in model.model.layers:
         hidden = hybrid_layer(layer, hidden, row, rotation, states)
-    return rms_norm(hidden, model.model.final_layernorm), states
+    return rms_norm(hidden, model.model.final_layernorm), states or []
 
 
 def hybrid_layer(
-    layer: FalconH1DecoderLayer, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor], states: list[LayerStates]
+    layer: FalconH1DecoderLayer,
+    hidden: Tensor,
+    row: Row,
+    rotation: tuple[Tensor, Tensor],
+    states: list[LayerStates] | None = None,
 ) -> Tensor:
-    """One layer on a packed row: (T, E) -> (T, E). Appends to `states` where the row asks for them."""
+    """One layer on a packed row: (T, E) -> (T, E). Appends to `states` where it is given."""
     normed = rms_norm(hidden, layer.input_layernorm)
     attention, keys, values = packed_attention(layer.self_attn, normed * layer.attention_in_multiplier, row, rotation)
-    mixed, conv, ssm = packed_mixer(layer.mamba, normed, row)
+    mixed, conv, ssm = packed_mixer(layer.mamba, normed, row, with_states=states is not None)
     hidden = hidden + mixed * layer.ssm_out_multiplier + attention * layer.attn_out_multiplier
-    if conv is not None and ssm is not None:
+    if states is not None:
+        assert conv is not None and ssm is not None
         states.append(LayerStates(keys, values, conv, ssm))
     return hidden + layer.feed_forward(rms_norm(hidden, layer.pre_ff_layernorm))
 
@@ -163,30 +143,10 @@ def project_heads(
 def packed_attention(
     attention: FalconH1Attention, hidden: Tensor, row: Row, rotation: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal attention within each document: outputs (T, E), keys and values (T, K, d).
-
-    Documents of a bucket stand under each other, padded on the right. A causal query never looks right, so real
-    tokens see no padding and no mask of T x T is ever made; the pads' outputs are dropped.
-    """
+    """Causal attention within each document: outputs (T, E), keys and values (T, K, d)."""
     query, key, value = project_heads(attention, hidden, rotation)
-    outputs = []
-    buckets = zip(*(_by_bucket(tensor, row) for tensor in (query, key, value)), strict=True)
-    for bucket_query, bucket_key, bucket_value in buckets:
-        bucket_outputs = F.scaled_dot_product_attention(
-            bucket_query, bucket_key, bucket_value, is_causal=True, scale=attention.scaling, enable_gqa=True
-        )
-        outputs.append(bucket_outputs.transpose(1, 2).flatten(0, 1))  # (documents * longest, H, d)
-    gathered = torch.cat(outputs).index_select(0, row.slots)
-    return attention.o_proj(gathered.flatten(1)), key, value
-
-
-def _by_bucket(tensor: Tensor, row: Row) -> list[Tensor]:
-    """(T, H, d) -> for each bucket (documents, H, longest, d)."""
-    sizes = [documents * longest for documents, longest in row.buckets]
-    buffer = tensor.new_zeros(sum(sizes), *tensor.shape[1:]).index_copy(0, row.slots, tensor)
-    return [
-        part.unflatten(0, bucket).transpose(1, 2) for part, bucket in zip(buffer.split(sizes), row.buckets, strict=True)
-    ]
+    attended = bucketed_attention(query, key, value, row, attention.scaling)
+    return attention.o_proj(attended.flatten(1)), key, value
 
 
 # -----------------------------------------------------------------------------
@@ -221,40 +181,26 @@ def decay_rates(mixer: FalconH1Mixer) -> Tensor:
     return -torch.exp(mixer.A_log.to(torch.promote_types(mixer.A_log.dtype, torch.float32)))
 
 
-def packed_mixer(mixer: FalconH1Mixer, hidden: Tensor, row: Row) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def packed_mixer(
+    mixer: FalconH1Mixer, hidden: Tensor, row: Row, with_states: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The Mamba2 mixer on a packed row: outputs (T, E) and, if asked, convolution and SSM states by document."""
     gate, conv_input, dt = project_mixer(mixer, hidden)
-    convolved = F.silu(packed_conv(conv_input, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, row.position_ids))
+    convolved = packed_conv(conv_input, mixer.conv1d.weight.squeeze(1), mixer.conv1d.bias, row.position_ids)
     x, B, C = split_conv(mixer, convolved)
     outputs, ssm = ssd_scan(
-        x, step_sizes(mixer, dt), decay_rates(mixer), B, C, mixer.D, row.seq_idx, state_positions=row.ends
+        x, step_sizes(mixer, dt), decay_rates(mixer), B, C, mixer.D, row.seq_idx, return_final_states=with_states
     )
     mixed = mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate).to(hidden.dtype))
-    conv = None if row.ends is None else _conv_tails(conv_input, row, mixer.conv_kernel_size - 1)
+    conv = _conv_tails(conv_input, row, mixer.conv_kernel_size - 1) if with_states else None
     return mixed, conv, ssm
-
-
-def packed_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None, position_ids: Tensor) -> Tensor:
-    """Causal depthwise convolution that stops at document borders: (T, C), weight (C, kernel) -> (T, C).
-
-    Tap k reaches k tokens back, which is in the same document exactly where the position is at least k.
-    """
-    kernel = weight.shape[1]
-    outputs = inputs * weight[:, -1]
-    if bias is not None:
-        outputs = outputs + bias
-    for back in range(1, min(kernel, len(inputs))):
-        earlier = F.pad(inputs[:-back], (0, 0, back, 0))
-        reach = (position_ids >= back).to(inputs.dtype)[:, None]
-        outputs = outputs + earlier * (weight[:, -1 - back] * reach)
-    return outputs
 
 
 def _conv_tails(conv_input: Tensor, row: Row, width: int) -> Tensor:
     """The last `width` inputs of each document, zeros before its start: (num_documents, C, width)."""
-    assert row.ends is not None
     back = torch.arange(width - 1, -1, -1, device=conv_input.device)
-    index = row.ends[:, None] - back  # (documents, width)
-    inside = row.position_ids[row.ends][:, None] >= back
+    ends = row.document_ends
+    index = ends[:, None] - back  # (documents, width)
+    inside = row.position_ids[ends][:, None] >= back
     tails = conv_input[index.clamp(min=0)] * inside[..., None].to(conv_input.dtype)
     return tails.transpose(1, 2)

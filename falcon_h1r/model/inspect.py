@@ -12,6 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import ModelConfig
+from falcon_h1r.model.multipliers import (
+    all_multipliers_are_one,
+    check_learning_rate,
+    describe_multipliers,
+    describes_shape,
+    multiplier_remark,
+)
 from falcon_h1r.types import THINK_END, THINK_START, InputError
 
 if TYPE_CHECKING:
@@ -24,17 +31,7 @@ QUESTION = "What is 2 + 2?"
 COMPLETION = rf"{THINK_START}Two and two make 4.{THINK_END}The answer is \boxed{{4}}.{TURN_END}"
 
 LARGE_LEARNING_RATE = 1e-4  # fine-tuning a model without muP multipliers rarely wants more
-MULTIPLIERS = (
-    "embedding_multiplier",
-    "lm_head_multiplier",
-    "attention_in_multiplier",
-    "attention_out_multiplier",
-    "key_multiplier",
-    "ssm_in_multiplier",
-    "ssm_out_multiplier",
-    "ssm_multipliers",
-    "mlp_multipliers",
-)
+SMALLEST_CHUNK = 16  # of the fused scan: its matrix products take no smaller tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +51,14 @@ def inspect_checkpoint(
     system_prompt: str,
     learning_rate: float | None = None,
     longest_tokens: int | None = None,
+    key: str = "optimizer.learning_rate",
 ) -> list[CheckResult]:
     """All checks, in the order in which one would read them.
 
     Args:
         learning_rate: the one that training is about to use, if any.
         longest_tokens: prompt and response together may become so long.
+        key: names the learning rate in a message.
 
     Raises:
         InputError: where training would be spoilt, in one line with a way out.
@@ -72,8 +71,8 @@ def inspect_checkpoint(
         check_loss_boundary(tokenizer, prompt),
         check_thinking(tokenizer, prompt),
         check_vocabulary(tokenizer, model_hf_config.vocab_size),
-        check_multipliers(model_hf_config, learning_rate),
-        check_chunk_size(model_hf_config.mamba_chunk_size),
+        check_multipliers(model_hf_config, learning_rate, key),
+        check_chunk_size(model_config, model_hf_config),
         check_context(model_hf_config.max_position_embeddings, longest_tokens),
         CheckResult("embeddings", True, "tied" if model_hf_config.tie_word_embeddings else "not tied"),
         CheckResult("dtype", True, f"{model_config.dtype}; A_log, D and dt_bias in float32 at least"),
@@ -180,24 +179,23 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Che
 # Model
 
 
-def check_multipliers(config: FalconH1Config, learning_rate: float | None) -> CheckResult:
-    """The muP multipliers that a large learning rate counts on."""
-    values = {name: getattr(config, name) for name in MULTIPLIERS}
-    flat = [scalar for value in values.values() for scalar in (value if isinstance(value, (list, tuple)) else [value])]
-    shown = ", ".join(
-        f"{name.removesuffix('s').removesuffix('_multiplier')} {_short(value)}" for name, value in values.items()
-    )
-    plain = all(scalar == 1.0 for scalar in flat)
-    if plain and learning_rate is not None and learning_rate > LARGE_LEARNING_RATE:
-        advice = f"all are 1, so a learning rate of {learning_rate:g} is not tamed by muP: is it meant?"
-        return CheckResult("multipliers", False, shown, advice)
-    return CheckResult("multipliers", True, shown)
+def check_multipliers(config: FalconH1Config, learning_rate: float | None, key: str) -> CheckResult:
+    """The muP multipliers, which a large learning rate counts on."""
+    shown, remark = describe_multipliers(config), multiplier_remark(config)
+    if learning_rate is not None:
+        check_learning_rate(config, learning_rate, key)
+        if all_multipliers_are_one(config) and learning_rate > LARGE_LEARNING_RATE:
+            remark += f"; a learning rate of {learning_rate:g} is not tamed by muP: is it meant?"
+    return CheckResult("multipliers", not remark, shown, remark)
 
 
-def check_chunk_size(chunk_size: int) -> CheckResult:
+def check_chunk_size(model_config: ModelConfig, config: FalconH1Config) -> CheckResult:
     """Of the SSM scan in the fused kernels; ours takes any."""
-    power_of_two = chunk_size > 0 and chunk_size & (chunk_size - 1) == 0
-    return CheckResult("chunk size", power_of_two, str(chunk_size), "the fused scan takes powers of two only")
+    size, recorded = config.mamba_chunk_size, model_config.architecture.get("mamba_chunk_size")
+    fits = size >= SMALLEST_CHUNK and size & (size - 1) == 0
+    differs = recorded not in (None, size) and describes_shape(config, model_config.architecture)
+    shown = f"{size} (model.architecture: {recorded}; the results are the same)" if differs else str(size)
+    return CheckResult("chunk size", fits, shown, f"the fused scan takes powers of two from {SMALLEST_CHUNK} on")
 
 
 def check_context(context_tokens: int, longest_tokens: int | None) -> CheckResult:
@@ -244,7 +242,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _number(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _short(value: float | Sequence[float]) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else "[" + ", ".join(f"{v:.4g}" for v in value) + "]"

@@ -17,6 +17,7 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_checks import check_model_path, looks_local
+from falcon_h1r.model.multipliers import check_against_preset, check_written_multipliers
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -37,8 +38,11 @@ class _FullPrecisionSSM(FalconH1ForCausalLM):
 def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint: a local folder, or a hub name at its pinned revision.
 
+    Shards are mapped, not read: weights that keep their dtype stay the mapped file until something writes to them,
+    the others are converted one by one. So memory never holds more than the model once.
+
     Raises:
-        InputError: where the path holds no Falcon-H1, or not all of one.
+        InputError: where the path holds no Falcon-H1, not all of one, or one whose multipliers are wrong.
     """
     check_model_path(settings)
     load_config(settings)
@@ -59,6 +63,7 @@ def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1Fo
         )
     model.__class__ = FalconH1ForCausalLM
     keep_full_precision(model)
+    _let_go_of_files(model)
     restore_multipliers(model)
     return model.to(device), tokenizer
 
@@ -78,13 +83,16 @@ def load_config(settings: ModelConfig) -> FalconH1Config:
     """The shape of the checkpoint at `model.path`.
 
     Raises:
-        InputError: where there is none, or it is another kind of model.
+        InputError: where there is none, it is another kind of model, or its multipliers are incomplete or not those
+            of the preset.
     """
     source, where = _source(settings)
     written, _ = _loaded(settings, lambda: FalconH1Config.get_config_dict(source, **where))
     if (model_type := written.get("model_type")) != FalconH1Config.model_type:
         raise InputError(f"model.path={settings.path}: a {model_type} model, not {FalconH1Config.model_type}")
+    check_written_multipliers(written, f"model.path={settings.path}")
     config: FalconH1Config = _loaded(settings, lambda: FalconH1Config.from_pretrained(source, **where))
+    check_against_preset(config, settings.architecture, f"model.path={settings.path}")
     return config
 
 
@@ -137,6 +145,16 @@ def keep_full_precision(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(FULL_PRECISION):
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _let_go_of_files(model: FalconH1ForCausalLM) -> None:
+    """Copy the SSM's few float32 weights, which stay the mapped file where everything else is converted.
+
+    Each would keep a whole shard mapped, and its pages resident, for as long as the model lives.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith(FULL_PRECISION):
+            parameter.data = parameter.data.clone()
 
 
 def random_policy(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> FalconH1ForCausalLM:

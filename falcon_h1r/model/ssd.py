@@ -4,22 +4,34 @@ Every head h carries a state S in R^(P x N) through the tokens of its document:
 
     S_t = exp(dt_t * A) * S_(t-1) + dt_t * x_t B_t^T          y_t = S_t C_t + D * x_t
 
-and starts from zero at each document's first token (Dao & Gu 2024, arXiv 2405.21060, section 6).
-`ssd_recurrence` is that line, literally; `ssd_scan` is the chunked matrix form that training uses. Both take
+and starts at each document's first token from zero, or from the initial state given for that document (Dao & Gu
+2024, arXiv 2405.21060, section 6). `ssd_recurrence` is that line, literally; `ssd_scan` is the chunked matrix form.
+Both take
 
     x   (T, H, P)   the values                 dt      (T, H)      step sizes, after softplus, > 0
     A   (H)         decay rates, < 0           B, C    (T, G, N)   shared by the H / G heads of a group
-    D   (H)         skip weight                seq_idx (T)         document of each token, non-decreasing
+    D   (H)         skip weight                seq_idx (T)         document of each token: 0, 1, 2, ... in order
 
-and return y (T, H, P) and the state after each token of `state_positions` (K, H, P, N).
-Work is done in float32, or float64 where the inputs are float64.
+and optionally `initial_states` (num_documents, H, P, N); they return y (T, H, P) in the dtype of x and, where asked,
+the state after each document's last token (num_documents, H, P, N). All are differentiable. Work is done in float32,
+or float64 where the inputs are float64.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from falcon_h1r.model.ssd_block import Block, Chunks
+
+CHUNK_TOKENS = 64
+# Entries of the decay matrices (chunks, H, Q, Q) that are alive at once: a block stays in a CPU core's second-level
+# cache (2 MiB in float32); a GPU wants more work for a launch.
+BLOCK_ENTRIES = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 def ssd_recurrence(
@@ -30,23 +42,27 @@ def ssd_recurrence(
     C: Tensor,
     D: Tensor,
     seq_idx: Tensor,
-    state_positions: Tensor,
+    initial_states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The literal recurrence, one token at a time: the slow twin that `ssd_scan` is tested against."""
+    """The literal recurrence, one token at a time: the slow twin that `ssd_scan` is tested against.
+
+    Returns y and the final states.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, dt, A, B, C, D = (tensor.to(dtype) for tensor in (x, dt, A, B, C, D))
     num_tokens, num_heads, _ = x.shape
     B, C = (tensor.repeat_interleave(num_heads // tensor.shape[1], dim=1) for tensor in (B, C))  # (T, H, N)
-    state = x.new_zeros(num_heads, x.shape[2], B.shape[2])
-    outputs, states = [], []
+    zero = x.new_zeros(num_heads, x.shape[2], B.shape[2])
+    state, outputs, final_states = zero, [], []
     for t in range(num_tokens):
-        if t > 0 and seq_idx[t] != seq_idx[t - 1]:
-            state = torch.zeros_like(state)
+        if t == 0 or seq_idx[t] != seq_idx[t - 1]:
+            state = zero if initial_states is None else initial_states[seq_idx[t]].to(dtype)
         decay = torch.exp(dt[t] * A)[:, None, None]
         state = decay * state + (dt[t][:, None] * x[t])[:, :, None] * B[t][:, None, :]
-        states.append(state)
         outputs.append((state @ C[t][:, :, None]).squeeze(-1) + D[:, None] * x[t])
-    return torch.stack(outputs), torch.stack(states)[state_positions]
+        if t + 1 == num_tokens or seq_idx[t] != seq_idx[t + 1]:
+            final_states.append(state)
+    return torch.stack(outputs), torch.stack(final_states)
 
 
 def ssd_scan(
@@ -57,91 +73,104 @@ def ssd_scan(
     C: Tensor,
     D: Tensor,
     seq_idx: Tensor,
-    state_positions: Tensor | None = None,
-    chunk_size: int = 64,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    chunk_size: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor | None]:
     """The scan in chunks of Q tokens: dense products inside a chunk, one carried state between chunks.
 
-    A document border cuts all four paths by a mask: within a chunk, into the chunk's final state, from chunk
-    to chunk, and from the carried state into the outputs. A masked term is an exact zero, and decays are
-    differences of cumulative sums taken in float64, so that one document's values do not disturb another's.
+    Several chunks make a block, and only one block's matrices exist at a time. The backward pass keeps the inputs
+    and the state at each block's start, and makes the rest anew. Time and memory grow linearly with T.
+
+    The scan is linear in its initial states, so their share of the outputs is added to a scan that starts from zero.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, dt, A, B, C, D = (tensor.to(dtype) for tensor in (x, dt, A, B, C, D))
-    num_tokens, num_heads, head_dim = x.shape
-    num_groups, state_size = B.shape[1:]
-    heads_per_group = num_heads // num_groups
-    padding = -num_tokens % chunk_size
-    num_chunks = (num_tokens + padding) // chunk_size
-    document = F.pad(seq_idx, (0, padding), value=-1)
-    if padding:  # the tail continues the last document with dt = 0: it neither decays nor writes
-        document[num_tokens:] = seq_idx[-1]
-    document = document.view(num_chunks, chunk_size)
-
-    # c chunks, l and s positions in a chunk, g groups, r heads of a group, p head dim, n state.
-    def chunked(tensor: Tensor, *shape: int) -> Tensor:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 1) + (0, padding))
-        return tensor.view(num_chunks, chunk_size, *shape)
-
-    values = chunked(x * dt[..., None], num_groups, heads_per_group, head_dim).permute(0, 2, 3, 1, 4)  # cgrlp
-    keys = chunked(B, num_groups, state_size).transpose(1, 2)  # cgsn
-    queries = chunked(C, num_groups, state_size).transpose(1, 2)  # cgln
-    log_decay = chunked(dt * A, num_groups, heads_per_group).permute(0, 2, 3, 1)  # cgrl
-    elapsed = _elapsed_in_document(log_decay, document)  # cgrl
-
-    # 1. Within a chunk: token s reaches token l >= s of its own document.
-    decay = _decay_between(elapsed, document[:, None, None, :])  # cgrls
-    scores = (queries @ keys.transpose(-1, -2))[:, :, None] * decay  # cgrls
-    outputs = scores @ values  # cgrlp
-
-    # 2. What each chunk adds to the state of the document that is open at its end.
-    last_document = document[:, -1]  # c
-    open_at_end = (document == last_document[:, None])[:, None, None, :]
-    to_end = torch.exp((elapsed[..., -1:] - elapsed).masked_fill(~open_at_end, float("-inf")))  # cgrl
-    added = (values * to_end[..., None]).transpose(-1, -2) @ keys[:, :, None]  # cgrpn
-
-    # 3. From chunk to chunk, as long as the document stays open.
-    total = log_decay.double().sum(-1).permute(1, 2, 0).cumsum(-1)  # grc, since the row's start
-    carry = _decay_between(total, last_document).to(dtype)  # grcz
-    ends = torch.einsum("grcz,zgrpn->cgrpn", carry, added)  # state at each chunk's end
-    starts = torch.cat([torch.zeros_like(ends[:1]), ends[:-1]])
-
-    # 4. The carried state, into the tokens of the document it belongs to.
-    previous_document = torch.cat([document[:1, 0], last_document[:-1]])
-    continues = (document == previous_document[:, None])[:, None, None, :]
-    from_start = torch.exp(elapsed) * continues  # cgrl
-    outputs = outputs + (queries[:, :, None] @ starts.transpose(-1, -2)) * from_start[..., None]
-
-    outputs = outputs.permute(0, 3, 1, 2, 4).reshape(-1, num_heads, head_dim)[:num_tokens]
-    outputs = outputs + D[:, None] * x
-    if state_positions is None:
+    outputs = _Scan.apply(x, dt, A, B, C, D, seq_idx, chunk_size)
+    if initial_states is None and not return_final_states:
         return outputs, None
-    chunk, offset = state_positions // chunk_size, state_positions % chunk_size
-    own = decay[chunk, :, :, offset]  # (K, G, R, Q): row `offset` of the chunk's decay matrix
-    states = (values[chunk] * own[..., None]).transpose(-1, -2) @ keys[chunk][:, :, None]
-    states = states + from_start[chunk, :, :, offset][..., None, None] * starts[chunk]
-    return outputs, states.reshape(-1, num_heads, head_dim, state_size)
+    compute = torch.promote_types(x.dtype, torch.float32)
+    lengths = torch.unique_consecutive(seq_idx, return_counts=True)[1].tolist()
+    added, final_states = [], []
+    for document, (x_d, dt_d, B_d, C_d) in enumerate(
+        zip(*(tensor.to(compute).split(lengths) for tensor in (x, dt, B, C)), strict=True)
+    ):
+        elapsed = (dt_d.double() * A.double()).cumsum(0)  # (length, H), log decay since the document's start
+        state = None if initial_states is None else initial_states[document].to(compute)
+        if state is not None:
+            added.append(_reads(C_d, state) * elapsed.exp().to(compute)[..., None])
+        if return_final_states:
+            to_end = (elapsed[-1] - elapsed).exp().to(compute)  # (length, H)
+            final = _writes(x_d * (dt_d * to_end)[..., None], B_d)
+            if state is not None:
+                final = final + elapsed[-1].exp().to(compute)[:, None, None] * state
+            final_states.append(final)
+    if added:
+        outputs = (outputs.to(compute) + torch.cat(added)).to(x.dtype)
+    return outputs, torch.stack(final_states) if return_final_states else None
 
 
-def _elapsed_in_document(log_decay: Tensor, document: Tensor) -> Tensor:
-    """Log decay since the chunk's or the document's start, whichever is later, this token included: (c, g, r, Q).
-
-    Summed in float64 and rebased before rounding, so that a document's entries are the same whatever precedes it.
-    """
-    size = log_decay.shape[-1]
-    position = torch.arange(size, device=document.device)
-    starts = torch.ones_like(document, dtype=torch.bool)
-    starts[:, 1:] = document[:, 1:] != document[:, :-1]
-    first = torch.where(starts, position, 0).cummax(-1).values  # (c, Q)
-    elapsed = log_decay.double().cumsum(-1)
-    before = (elapsed - log_decay).gather(-1, first[:, None, None, :].expand_as(elapsed))
-    return (elapsed - before).to(log_decay.dtype)
+def _reads(C: Tensor, state: Tensor) -> Tensor:
+    """state_h C_t of every token and head: (T, G, N), (H, P, N) -> (T, H, P)."""
+    num_groups = C.shape[1]
+    grouped = state.unflatten(0, (num_groups, -1))  # (G, R, P, N)
+    return torch.einsum("tgn,grpn->tgrp", C, grouped).flatten(1, 2)
 
 
-def _decay_between(elapsed: Tensor, document: Tensor) -> Tensor:
-    """exp(elapsed_l - elapsed_s) where s <= l and both are of one document, else 0: (..., Q) -> (..., Q, Q)."""
-    size = elapsed.shape[-1]
-    causal = torch.ones(size, size, dtype=torch.bool, device=elapsed.device).tril()
-    allowed = causal & (document[..., :, None] == document[..., None, :])
-    difference = elapsed[..., :, None] - elapsed[..., None, :]
-    return torch.exp(difference.masked_fill(~allowed, float("-inf")))
+def _writes(values: Tensor, B: Tensor) -> Tensor:
+    """sum over t of values_t B_t^T: (T, H, P), (T, G, N) -> (H, P, N)."""
+    grouped = values.unflatten(1, (B.shape[1], -1))  # (T, G, R, P)
+    return torch.einsum("tgrp,tgn->grpn", grouped, B).flatten(0, 1)
+
+
+class _Scan(torch.autograd.Function):
+    """The scan from zero states, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        seq_idx: Tensor,
+        chunk_size: int,
+    ) -> Tensor:
+        chunks = Chunks.of(x, B, chunk_size)
+        outputs = torch.empty_like(x, memory_format=torch.contiguous_format)
+        carried = chunks.zero_state()  # (H, P, N)
+        block_starts = []
+        for tokens in _blocks(chunks):
+            block_starts.append(carried)
+            block = Block.of(chunks, tokens, x, dt, A, B, C, D, seq_idx)
+            block_outputs, carried = block.forward(carried)
+            outputs[tokens] = block_outputs
+        ctx.save_for_backward(x, dt, A, B, C, D, seq_idx, torch.stack(block_starts))
+        ctx.chunks = chunks  # type: ignore[attr-defined]
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, dt, A, B, C, D, seq_idx, block_starts = ctx.saved_tensors
+        chunks: Chunks = ctx.chunks
+        grad_x, grad_dt, grad_B, grad_C = (
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (x, dt, B, C)
+        )
+        grad_A, grad_D = (torch.zeros_like(tensor, dtype=chunks.dtype) for tensor in (A, D))
+        grad_carried = chunks.zero_state()  # of the state at the block's end
+        for index, tokens in reversed(list(enumerate(_blocks(chunks)))):
+            block = Block.of(chunks, tokens, x, dt, A, B, C, D, seq_idx)
+            gradients, grad_carried = block.backward(grad_outputs[tokens], block_starts[index], grad_carried)
+            grad_x[tokens], grad_dt[tokens], grad_B[tokens], grad_C[tokens] = gradients.by_token
+            grad_A += gradients.A
+            grad_D += gradients.D
+        return grad_x, grad_dt, grad_A.to(A.dtype), grad_B, grad_C, grad_D.to(D.dtype), None, None
+
+
+def _blocks(chunks: Chunks) -> Iterator[slice]:
+    """The tokens of each block, in order; all but the last block hold equally many whole chunks."""
+    entries = BLOCK_ENTRIES.get(chunks.device.type, BLOCK_ENTRIES["cuda"])
+    size = chunks.size * max(1, entries // (chunks.num_heads * chunks.size**2))
+    for start in range(0, chunks.num_tokens, size):
+        yield slice(start, min(start + size, chunks.num_tokens))

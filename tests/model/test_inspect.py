@@ -41,6 +41,7 @@ ARCHITECTURE: dict[str, Any] = {
     "mamba_chunk_size": 64,
     "max_position_embeddings": 512,
     "embedding_multiplier": 5.65685,
+    "lm_head_multiplier": 0.25,
     "ssm_multipliers": [0.35, 0.25, 0.18, 0.5, 0.35],
 }
 SETTINGS = ModelConfig(architecture=ARCHITECTURE)
@@ -247,14 +248,55 @@ def test_a_boundary_inside_a_token_is_reported(tokenizer: Any, shape: FalconH1Co
     assert not result.ok and result.value == "inside a token"
 
 
-@pytest.mark.parametrize(("learning_rate", "fine"), [(1e-3, False), (1e-5, True), (None, True)])
-def test_a_large_learning_rate_without_mup_multipliers_is_reported(
-    tokenizer: Any, learning_rate: float | None, fine: bool
+@pytest.mark.parametrize(("learning_rate", "asked"), [(1e-3, True), (1e-5, False), (None, False)])
+def test_multipliers_of_1_are_reported_and_a_large_learning_rate_with_them(
+    tokenizer: Any, learning_rate: float | None, asked: bool
 ) -> None:
-    plain = FalconH1Config(vocab_size=1000)
-    assert inspected(tokenizer, plain, learning_rate=learning_rate)["multipliers"].ok is fine
+    plain = FalconH1Config(vocab_size=1000, hidden_size=512, num_attention_heads=8)
+    result = inspected(tokenizer, plain, learning_rate=learning_rate)["multipliers"]
+    assert not result.ok and result.advice.startswith("all are 1")
+    assert ("is it meant?" in result.advice) is asked
+
+
+def test_a_head_multiplier_of_1_among_others_is_reported(tokenizer: Any, shape: FalconH1Config) -> None:
+    shape.lm_head_multiplier = 1.0
+    result = inspected(tokenizer, shape)["multipliers"]
+    assert not result.ok and "folded into the head" in result.advice
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "learning_rate", "refused"),
+    [
+        (64, 1024e-6, True),
+        (64, 1.03e-3, True),
+        (64, 1e-3, False),
+        (64, 8e-3, False),
+        (1024, 6e-4, True),
+        (1024, 4e-4, False),
+        (1024, 1e-2, True),
+    ],
+)
+def test_a_learning_rate_that_counts_on_multipliers_is_refused_where_all_are_1(
+    tokenizer: Any, hidden_size: int, learning_rate: float, refused: bool
+) -> None:
+    plain = FalconH1Config(vocab_size=1000, hidden_size=hidden_size, num_attention_heads=8)
+    if not refused:
+        inspected(tokenizer, plain, learning_rate=learning_rate)
+        return
+    with pytest.raises(InputError, match="only with muP multipliers") as refusal:
+        inspected(tokenizer, plain, learning_rate=learning_rate, key="sft.optimizer.learning_rate")
+    assert str(refusal.value).startswith(f"sft.optimizer.learning_rate={learning_rate:g}: ")
+    plain.key_multiplier = 0.5
+    inspected(tokenizer, plain, learning_rate=learning_rate)
 
 
 def test_a_chunk_that_the_fused_scan_cannot_take_is_reported(tokenizer: Any, shape: FalconH1Config) -> None:
-    shape.mamba_chunk_size = 96
-    assert not inspected(tokenizer, shape)["chunk size"].ok
+    for size in (96, 8):
+        shape.mamba_chunk_size = size
+        assert not inspected(tokenizer, shape)["chunk size"].ok
+
+
+def test_another_chunk_size_than_the_presets_is_told(tokenizer: Any, shape: FalconH1Config) -> None:
+    shape.mamba_chunk_size = 128
+    result = inspected(tokenizer, shape)["chunk size"]
+    assert result.ok and result.value == "128 (model.architecture: 64; the results are the same)"
