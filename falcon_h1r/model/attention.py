@@ -20,14 +20,21 @@ def bucketed_attention(query: Tensor, key: Tensor, value: Tensor, row: Row, scal
     A causal query never looks right, so real tokens see no padding and the backend's memory-lean causal path
     applies; the pads' outputs are dropped.
     """
+    if row.is_bucket:  # in place already
+        (shape,) = row.buckets
+        query, key, value = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
+        return _attend(query, key, value, scale)
     outputs = []
     buckets = zip(*(_by_bucket(tensor, row) for tensor in (query, key, value)), strict=True)
     for bucket_query, bucket_key, bucket_value in buckets:
-        bucket_outputs = F.scaled_dot_product_attention(
-            bucket_query, bucket_key, bucket_value, is_causal=True, scale=scale, enable_gqa=True
-        )
-        outputs.append(bucket_outputs.transpose(1, 2).flatten(0, 1))  # (documents * longest, H, d)
+        outputs.append(_attend(bucket_query, bucket_key, bucket_value, scale))
     return torch.cat(outputs).index_select(0, row.slots)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """(documents, H, longest, d) and (documents, K, longest, d) -> (documents * longest, H, d)."""
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def _by_bucket(tensor: Tensor, row: Row) -> list[Tensor]:

@@ -20,13 +20,16 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model.hybrid import (
     LayerStates,
-    decay_rates,
+    ScanWeights,
+    add_feed_forward,
     gated_norm,
     packed_prefill,
     project_heads,
     project_mixer,
     rms_norm,
     rotary_angles,
+    scaled,
+    scan_weights,
     split_conv,
     step_sizes,
 )
@@ -40,13 +43,16 @@ class LayerCache:
     values: Tensor  # (B, K, S, d)
     conv: Tensor  # (B, C, kernel - 1), oldest first
     ssm: Tensor  # (B, H, P, N), float32 at least
+    weights: ScanWeights  # the mixer's, made once for all tokens
 
     def select(self, slots: Tensor) -> LayerCache:
-        return LayerCache(*(tensor.index_select(0, slots) for tensor in self._tensors()))
+        keys, values, conv, ssm = (tensor.index_select(0, slots) for tensor in self._tensors())
+        return LayerCache(keys, values, conv, ssm, self.weights)
 
     def joined(self, other: LayerCache) -> LayerCache:
         pairs = zip(self._tensors(), other._tensors(), strict=True)
-        return LayerCache(*(torch.cat(pair) for pair in pairs))
+        keys, values, conv, ssm = (torch.cat(pair) for pair in pairs)
+        return LayerCache(keys, values, conv, ssm, self.weights)
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.keys, self.values, self.conv, self.ssm
@@ -75,12 +81,15 @@ def prefill(model: FalconH1ForCausalLM, prompts: PackedBatch, cache_tokens: int)
     Returns the logits after each prompt (num_documents, V) and its state, with room for `cache_tokens` entries.
     """
     hidden, states = packed_prefill(model, prompts)
-    layers = [_layer_cache(layer_states, prompts, cache_tokens) for layer_states in states]
+    layers = [
+        _layer_cache(layer_states, prompts, cache_tokens, scan_weights(layer.mamba))
+        for layer, layer_states in zip(model.model.layers, states, strict=True)
+    ]
     lengths = torch.tensor(prompts.lengths, device=hidden.device)
     return head_logits(model, hidden[prompts.document_ends]), DecodeState(layers, lengths)
 
 
-def _layer_cache(states: LayerStates, prompts: PackedBatch, cache_tokens: int) -> LayerCache:
+def _layer_cache(states: LayerStates, prompts: PackedBatch, cache_tokens: int, weights: ScanWeights) -> LayerCache:
     """Spread a row's keys and values over slots: (T, K, d) -> (num_documents, K, cache_tokens, d)."""
 
     def spread(row: Tensor) -> Tensor:
@@ -88,7 +97,7 @@ def _layer_cache(states: LayerStates, prompts: PackedBatch, cache_tokens: int) -
         cache[prompts.seq_idx, prompts.position_ids] = row
         return cache.transpose(1, 2).contiguous()
 
-    return LayerCache(spread(states.keys), spread(states.values), states.conv, states.ssm)
+    return LayerCache(spread(states.keys), spread(states.values), states.conv, states.ssm, weights)
 
 
 def head_logits(model: FalconH1ForCausalLM, hidden: Tensor) -> Tensor:
@@ -106,7 +115,8 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
     hidden = model.model.embed_tokens(input_ids) * model.model.embedding_multiplier  # (B, E)
     for layer, cache in zip(model.model.layers, state.layers, strict=True):
         normed = rms_norm(hidden, layer.input_layernorm)
-        query, key, value = project_heads(layer.self_attn, normed * layer.attention_in_multiplier, rotation)
+        attention_input = scaled(normed, layer.attention_in_multiplier)
+        query, key, value = project_heads(layer.self_attn, attention_input, rotation)
         cache.keys[slots, :, state.lengths] = key
         cache.values[slots, :, state.lengths] = value
         attended = F.scaled_dot_product_attention(
@@ -120,7 +130,7 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
         attention = layer.self_attn.o_proj(attended.flatten(1))
         mixed = mixer_step(layer.mamba, cache, normed)
         hidden = hidden + mixed * layer.ssm_out_multiplier + attention * layer.attn_out_multiplier
-        hidden = hidden + layer.feed_forward(rms_norm(hidden, layer.pre_ff_layernorm))
+        hidden = add_feed_forward(layer, hidden)
     state.lengths += 1
     return head_logits(model, rms_norm(hidden, model.model.final_layernorm))
 
@@ -128,18 +138,20 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
 def mixer_step(mixer: FalconH1Mixer, cache: LayerCache, hidden: Tensor) -> Tensor:
     """One token of the Mamba2 mixer for every slot: (B, E) -> (B, E). The recurrence itself, see `ssd_recurrence`."""
     gate, conv_input, dt = project_mixer(mixer, hidden)
+    weights = cache.weights
     window = torch.cat([cache.conv, conv_input[..., None]], dim=-1)  # (B, C, kernel)
     cache.conv = window[..., 1:]
-    convolved = (window * mixer.conv1d.weight.squeeze(1)).sum(-1)
-    if mixer.conv1d.bias is not None:
-        convolved = convolved + mixer.conv1d.bias
-    x, B, C = (tensor.to(cache.ssm.dtype) for tensor in split_conv(mixer, F.silu(convolved)))
+    convolved = (window * weights.conv).sum(-1)
+    if weights.conv_bias is not None:
+        convolved = convolved + weights.conv_bias
+    convolved = F.silu(convolved).to(cache.ssm.dtype)
+    x, B, C = split_conv(mixer, convolved, mixer.num_heads)
 
-    dt = step_sizes(mixer, dt)  # (B, H)
+    dt = step_sizes(mixer, dt, weights)  # (B, H)
     heads_per_group = mixer.num_heads // mixer.n_groups
     B, C = (tensor.repeat_interleave(heads_per_group, dim=1) for tensor in (B, C))  # (B, H, N)
-    decay = torch.exp(dt * decay_rates(mixer))
+    decay = torch.exp(dt * weights.A)
     written = (dt[..., None] * x)[..., None] * B[..., None, :]  # (B, H, P, N)
     cache.ssm = torch.addcmul(written, cache.ssm, decay[..., None, None])
-    outputs = (cache.ssm @ C[..., None]).squeeze(-1) + mixer.D[:, None] * x  # (B, H, P)
-    return mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate).to(hidden.dtype))
+    outputs = (cache.ssm @ C[..., None]).squeeze(-1) + weights.D[:, None] * x  # (B, H, P)
+    return mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate))

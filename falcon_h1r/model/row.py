@@ -41,6 +41,11 @@ class Row:
         return cls(batch.position_ids, batch.seq_idx, batch.lengths, F.pad(ends, (1, 0)), buckets, slots)
 
     @property
+    def is_bucket(self) -> bool:
+        """Whether the row is one bucket without padding, documents in order: all are equally long."""
+        return len(set(self.lengths)) == 1
+
+    @property
     def document_ends(self) -> Tensor:
         """Index of each document's last token: (num_documents) int64."""
         return self.cu_seqlens[1:].long() - 1

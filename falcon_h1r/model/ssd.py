@@ -19,12 +19,12 @@ or float64 where the inputs are float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from falcon_h1r.model.ssd_block import Block, Chunks
 
@@ -84,28 +84,45 @@ def ssd_scan(
 
     The scan is linear in its initial states, so their share of the outputs is added to a scan that starts from zero.
     """
-    outputs = _Scan.apply(x, dt, A, B, C, D, seq_idx, chunk_size)
+    outputs: Tensor = _Scan.apply(x, dt, A, B, C, D, seq_idx, chunk_size)
     if initial_states is None and not return_final_states:
         return outputs, None
-    compute = torch.promote_types(x.dtype, torch.float32)
     lengths = torch.unique_consecutive(seq_idx, return_counts=True)[1].tolist()
-    added, final_states = [], []
-    for document, (x_d, dt_d, B_d, C_d) in enumerate(
-        zip(*(tensor.to(compute).split(lengths) for tensor in (x, dt, B, C)), strict=True)
+    if initial_states is not None:
+        outputs = outputs + initial_reads(dt, A, C, lengths, initial_states).to(x.dtype)
+    return outputs, final_states(x, dt, A, B, lengths, initial_states) if return_final_states else None
+
+
+def initial_reads(dt: Tensor, A: Tensor, C: Tensor, lengths: Sequence[int], initial_states: Tensor) -> Tensor:
+    """What outputs read of the initial states: exp(dt_1 A + ... + dt_t A) S_0 C_t of each document, (T, H, P)."""
+    compute = torch.promote_types(C.dtype, torch.float32)
+    reads = []
+    documents = zip(dt.split(list(lengths)), C.to(compute).split(list(lengths)), initial_states, strict=True)
+    for document_dt, document_C, state in documents:
+        elapsed = (document_dt.double() * A.double()).cumsum(0)  # (length, H), log decay since the document's start
+        reads.append(_reads(document_C, state.to(compute)) * elapsed.exp().to(compute)[..., None])
+    return torch.cat(reads)
+
+
+def final_states(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, lengths: Sequence[int], initial_states: Tensor | None = None
+) -> Tensor:
+    """The state after each document's last token: (num_documents, H, P, N).
+
+    A sum over the document's tokens, so that it goes with any kernel for the outputs.
+    """
+    compute = torch.promote_types(x.dtype, torch.float32)
+    states = []
+    for index, (document_x, document_dt, document_B) in enumerate(
+        zip(*(tensor.split(list(lengths)) for tensor in (x, dt, B)), strict=True)
     ):
-        elapsed = (dt_d.double() * A.double()).cumsum(0)  # (length, H), log decay since the document's start
-        state = None if initial_states is None else initial_states[document].to(compute)
-        if state is not None:
-            added.append(_reads(C_d, state) * elapsed.exp().to(compute)[..., None])
-        if return_final_states:
-            to_end = (elapsed[-1] - elapsed).exp().to(compute)  # (length, H)
-            final = _writes(x_d * (dt_d * to_end)[..., None], B_d)
-            if state is not None:
-                final = final + elapsed[-1].exp().to(compute)[:, None, None] * state
-            final_states.append(final)
-    if added:
-        outputs = (outputs.to(compute) + torch.cat(added)).to(x.dtype)
-    return outputs, torch.stack(final_states) if return_final_states else None
+        elapsed = (document_dt.double() * A.double()).cumsum(0)  # (length, H)
+        to_end = document_dt * (elapsed[-1] - elapsed).exp().to(compute)
+        state = _writes(document_x.to(compute) * to_end[..., None], document_B.to(compute))
+        if initial_states is not None:
+            state = state + elapsed[-1].exp().to(compute)[:, None, None] * initial_states[index].to(compute)
+        states.append(state)
+    return torch.stack(states)
 
 
 def _reads(C: Tensor, state: Tensor) -> Tensor:
@@ -126,7 +143,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         dt: Tensor,
         A: Tensor,
@@ -146,7 +163,7 @@ class _Scan(torch.autograd.Function):
             block_outputs, carried = block.forward(carried)
             outputs[tokens] = block_outputs
         ctx.save_for_backward(x, dt, A, B, C, D, seq_idx, torch.stack(block_starts))
-        ctx.chunks = chunks  # type: ignore[attr-defined]
+        ctx.chunks = chunks
         return outputs
 
     @staticmethod

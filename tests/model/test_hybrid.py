@@ -14,7 +14,8 @@ from transformers import FalconH1Config, FalconH1ForCausalLM
 from falcon_h1r.checkpoint import publish_model
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.data.packing import PackedBatch, pack_row
-from falcon_h1r.model.hybrid import packed_conv, packed_hidden_states
+from falcon_h1r.model.conv import packed_conv
+from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.model.load import load_policy
 from falcon_h1r.model.logprobs import packed_logprobs
 
