@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from falcon_h1r.config import Config, LimitsConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
-from falcon_h1r.model.load import load_policy, random_policy
+from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
+from falcon_h1r.model.multipliers import check_learning_rate
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
@@ -47,29 +48,55 @@ def publish_random_base(config: Config, texts: list[str], folder: Path) -> Path:
 
 
 def open_policy(
-    config: Config,
-    texts: Callable[[], list[str]],
-    folder: Path,
-    world: World,
-    learning_rate: float | None = None,
-    limits: LimitsConfig | None = None,
+    config: Config, texts: Callable[[], list[str]], folder: Path, world: World, stage: str
 ) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """The policy that a stage starts from: `model.path`, or a random base published under `folder` first.
 
-    Tokenizer, template, vocabulary and multipliers are inspected: what would corrupt training is refused.
+    Tokenizer, template, vocabulary and multipliers are inspected before the weights are loaded: what would corrupt
+    training is refused.
 
     Args:
         texts: what a tokenizer is trained on, where there is no checkpoint.
-        learning_rate: of the training to come, which multipliers of 1 would make too large.
-        limits: of the training to come; prompt and response have to fit the checkpoint's context.
+        stage: sft, grpo or evaluate, whose limits have to fit the checkpoint's context and whose learning rate, if it
+            has one, its multipliers.
     """
+    refuse_learning_rate(config, stage)
     settings = config.model
     if settings.path is None:
         base = world.on_main(lambda: publish_random_base(config, texts(), folder / "base"))
         settings = replace(settings, path=str(base), revision=None)
-    model, tokenizer = load_policy(settings, world.device)
-    longest = limits.prompt_tokens + limits.response_tokens if limits is not None else None
-    results = inspect_checkpoint(settings, model.config, tokenizer, config.system_prompt, learning_rate, longest)
+    shape, tokenizer = load_config(settings), load_tokenizer(settings)
+    limits = _limits(config, stage)
+    results = inspect_checkpoint(
+        settings,
+        shape,
+        tokenizer,
+        config.system_prompt,
+        _learning_rate(config, stage),
+        limits.prompt_tokens + limits.response_tokens,
+        f"{stage}.optimizer.learning_rate",
+    )
     if world.is_main:
         print_inspection(results)
-    return model, tokenizer
+    return load_model(settings, world.device), tokenizer
+
+
+def refuse_learning_rate(config: Config, stage: str) -> None:
+    """Refuse a stage's learning rate that the model's multipliers do not allow, from its config alone.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if (learning_rate := _learning_rate(config, stage)) is not None:
+        shape, _ = planned_config(config.model)
+        check_learning_rate(shape, learning_rate, f"{stage}.optimizer.learning_rate")
+
+
+def _limits(config: Config, stage: str) -> LimitsConfig:
+    return {"sft": config.sft.limits, "grpo": config.grpo.limits, "evaluate": config.evaluate.limits}[stage]
+
+
+def _learning_rate(config: Config, stage: str) -> float | None:
+    """Of the stages that train."""
+    optimizers = {"sft": config.sft.optimizer, "grpo": config.grpo.optimizer}
+    return optimizers[stage].learning_rate if stage in optimizers else None

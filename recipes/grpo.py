@@ -47,8 +47,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         lambda: question_texts(problems, config.system_prompt),
         folder,
         world,
-        config.grpo.optimizer.learning_rate,
-        config.grpo.limits,
+        "grpo",
     )
     engine = TorchEngine(model, config.grpo.optimizer, config.grpo.num_steps, world)
     engine.check_gradient_scale()

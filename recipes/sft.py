@@ -46,8 +46,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         lambda: conversation_texts(traces, config.system_prompt),
         folder,
         world,
-        config.sft.optimizer.learning_rate,
-        config.sft.limits,
+        "sft",
     )
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)

@@ -172,6 +172,7 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "7.59B (7,585,648,736), embeddings untied",
         "66.9 MiB a sequence and 44.0 KiB a token",
         "revision not pinned",
+        "lm_head 0.01302",
         "18,223",
         "4.96M on average",
         "128 problems x 16 = 2,048 a step",

@@ -22,6 +22,7 @@ from falcon_h1r.dry_run.arithmetic import (
     plan_sft,
     training_bytes,
 )
+from falcon_h1r.model.multipliers import check_learning_rate, describe_multipliers
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config
@@ -98,6 +99,7 @@ def _model_rows(config: Config, ranks: RankPlan, shape: FalconH1Config, read_fro
     embeddings = "tied" if shape.tie_word_embeddings else "untied"
     billions = f"{parameters / 1e9:.2f}B ({parameters:,})" if parameters > 1e8 else f"{parameters:,}"
     yield "parameters", f"{billions}, embeddings {embeddings}"
+    yield "multipliers", describe_multipliers(shape)
     yield "context", f"{shape.max_position_embeddings:,} tokens"
     yield "dtype", settings.dtype
     memory = training_bytes(config, parameters, ranks.num_ranks) / GIB
@@ -127,6 +129,7 @@ def _curate_rows(config: Config) -> Iterator[Row]:
 
 def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
     check_context("sft", sft.limits, shape)
+    check_learning_rate(shape, sft.optimizer.learning_rate, "sft.optimizer.learning_rate")
     head = list(_data_rows(sft.data, traces=True))
     counted = _count(sft.data, traces=True)
     plan = plan_sft(
@@ -151,6 +154,7 @@ def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterato
 
 def _grpo_rows(grpo: GRPOConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
     check_context("grpo", grpo.limits, shape)
+    check_learning_rate(shape, grpo.optimizer.learning_rate, "grpo.optimizer.learning_rate")
     plan = plan_grpo(grpo, ranks)
     yield from _data_rows(grpo.data, traces=False)
     yield "limits", _limits(grpo.limits)

@@ -38,18 +38,32 @@ class _FullPrecisionSSM(FalconH1ForCausalLM):
 def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint: a local folder, or a hub name at its pinned revision.
 
-    Shards are mapped, not read: weights that keep their dtype stay the mapped file until something writes to them,
-    the others are converted one by one. So memory never holds more than the model once.
-
     Raises:
         InputError: where the path holds no Falcon-H1, not all of one, or one whose multipliers are wrong.
     """
     check_model_path(settings)
     load_config(settings)
+    tokenizer = load_tokenizer(settings)
+    return load_model(settings, device), tokenizer
+
+
+def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, with `model.chat_template` where that is given."""
+    check_model_path(settings)
     source, where = _source(settings)
     tokenizer = _loaded(settings, lambda: AutoTokenizer.from_pretrained(source, **where))
     if settings.chat_template is not None:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_model(settings: ModelConfig, device: torch.device) -> FalconH1ForCausalLM:
+    """The checkpoint's model, whose config `load_config` has found to be in order.
+
+    Shards are mapped, not read: weights that keep their dtype stay the mapped file until something writes to them,
+    the others are converted one by one. So memory never holds more than the model once.
+    """
+    source, where = _source(settings)
     model, report = _loaded(
         settings,
         lambda: _FullPrecisionSSM.from_pretrained(
@@ -65,7 +79,7 @@ def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1Fo
     keep_full_precision(model)
     _let_go_of_files(model)
     restore_multipliers(model)
-    return model.to(device), tokenizer
+    return model.to(device)
 
 
 def restore_multipliers(model: FalconH1ForCausalLM) -> None:
