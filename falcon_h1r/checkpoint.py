@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, LimitsConfig
+from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
-from falcon_h1r.model.multipliers import check_learning_rate
+from falcon_h1r.model.training_plan import plan_training
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
@@ -60,19 +60,19 @@ def open_policy(
         stage: sft, grpo or evaluate, whose limits have to fit the checkpoint's context and whose learning rate, if it
             has one, its multipliers.
     """
-    refuse_learning_rate(config, stage)
+    check_training(config, stage)
     settings = config.model
     if settings.path is None:
         base = world.on_main(lambda: publish_random_base(config, texts(), folder / "base"))
         settings = replace(settings, path=str(base), revision=None)
     shape, tokenizer = load_config(settings), load_tokenizer(settings)
-    limits = _limits(config, stage)
+    limits, optimizer = _limits(config, stage), _optimizer(config, stage)
     results = inspect_checkpoint(
         settings,
         shape,
         tokenizer,
         config.system_prompt,
-        _learning_rate(config, stage),
+        optimizer.learning_rate if optimizer is not None else None,
         limits.prompt_tokens + limits.response_tokens,
         f"{stage}.optimizer.learning_rate",
     )
@@ -81,22 +81,21 @@ def open_policy(
     return load_model(settings, world.device), tokenizer
 
 
-def refuse_learning_rate(config: Config, stage: str) -> None:
-    """Refuse a stage's learning rate that the model's multipliers do not allow, from its config alone.
+def check_training(config: Config, stage: str) -> None:
+    """Refuse what a stage cannot train, from the model's shape alone.
 
     Raises:
         InputError: naming the key.
     """
-    if (learning_rate := _learning_rate(config, stage)) is not None:
+    if (optimizer := _optimizer(config, stage)) is not None:
         shape, _ = planned_config(config.model)
-        check_learning_rate(shape, learning_rate, f"{stage}.optimizer.learning_rate")
+        plan_training(shape, optimizer, f"{stage}.optimizer")
 
 
 def _limits(config: Config, stage: str) -> LimitsConfig:
     return {"sft": config.sft.limits, "grpo": config.grpo.limits, "evaluate": config.evaluate.limits}[stage]
 
 
-def _learning_rate(config: Config, stage: str) -> float | None:
+def _optimizer(config: Config, stage: str) -> OptimizerConfig | None:
     """Of the stages that train."""
-    optimizers = {"sft": config.sft.optimizer, "grpo": config.grpo.optimizer}
-    return optimizers[stage].learning_rate if stage in optimizers else None
+    return {"sft": config.sft.optimizer, "grpo": config.grpo.optimizer}.get(stage)

@@ -74,6 +74,15 @@ class SourceConfig:
 
 
 @dataclass
+class ParameterGroupConfig:
+    """Parameters trained unlike the rest; the first entry whose pattern is found in a parameter's name has it."""
+
+    pattern: str = ""  # a regular expression, searched for in names such as model.layers.0.mamba.in_proj.weight
+    learning_rate_multiplier: float = 1.0
+    weight_decay_multiplier: Optional[float] = None  # null: as without the entry (0 or 1, by the parameter's kind)
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with a warm-up and a linear decay to zero, or constant after the warm-up."""
 
@@ -86,6 +95,7 @@ class OptimizerConfig:
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip_grad_norm: float = 1.0
+    groups: list[ParameterGroupConfig] = field(default_factory=list)
 
 
 @dataclass

@@ -5,11 +5,12 @@ Run before anything is loaded; imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, ModelConfig
+from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, ModelConfig, OptimizerConfig
 from falcon_h1r.types import InputError
 
 LONGEST_SHOWN = 40  # characters of a value in a message
@@ -41,10 +42,7 @@ def check_config(config: Config) -> None:
     _one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
     _one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
     for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
-        _one_of(f"{stage}.optimizer.schedule", optimizer.schedule, ("linear", "constant"))
-        _at_least(f"{stage}.optimizer.learning_rate", optimizer.learning_rate, 0.0)
-        _at_least(f"{stage}.optimizer.warmup_steps", optimizer.warmup_steps, 0)
-        _share(f"{stage}.optimizer.warmup_share", optimizer.warmup_share)
+        _check_optimizer(f"{stage}.optimizer", optimizer)
     _check_limits("sft.limits", config.sft.limits)
     _check_limits("grpo.limits", config.grpo.limits)
     _check_limits("evaluate.limits", config.evaluate.limits)
@@ -85,6 +83,26 @@ def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
 def looks_local(path: str) -> bool:
     """A path on this machine, as against a hub name such as `owner/name`."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def _check_optimizer(key: str, optimizer: OptimizerConfig) -> None:
+    _one_of(f"{key}.schedule", optimizer.schedule, ("linear", "constant"))
+    _at_least(f"{key}.learning_rate", optimizer.learning_rate, 0.0)
+    _at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
+    _share(f"{key}.warmup_share", optimizer.warmup_share)
+    for index, group in enumerate(optimizer.groups):
+        _check_pattern(f"{key}.groups[{index}].pattern", group.pattern)
+        for name in ("learning_rate_multiplier", "weight_decay_multiplier"):
+            _at_least(f"{key}.groups[{index}].{name}", getattr(group, name) or 0.0, 0.0)
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    if not pattern:
+        raise InputError(f"{key}: empty, so that it would match every parameter")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{key}={pattern}: not a regular expression ({error})") from None
 
 
 def _check_limits(key: str, limits: LimitsConfig) -> None:

@@ -97,6 +97,14 @@ def preset_folder(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
             "curate.synthetic.families=addition: has to be a list or null",
         ),
         ("sft=3", "sft=3: has to be a section: {name: value, ...}"),
+        (
+            "sft.optimizer.groups=[lm_head]",
+            "sft.optimizer.groups=[lm_head]: has to be a list of sections: [{name: value, ...}, ...]",
+        ),
+        (
+            "sft.optimizer.groups=[{patern: lm_head}]",
+            "sft.optimizer.groups: Key 'patern' not in 'ParameterGroupConfig'",
+        ),
         ("sft.limits=[1,2]", "sft.limits=[1,2]: has to be a section: {name: value, ...}"),
         ("sft.num_steps==", "sft.num_steps==: not of the form key=value"),
         ("sft.num_steps", "sft.num_steps: not of the form key=value"),
@@ -200,6 +208,12 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("grpo.loss.aggregation=mean", "grpo.loss.aggregation=mean"),
         ("sft.optimizer.warmup_share=1.5", "sft.optimizer.warmup_share=1.5"),
         ("sft.num_epochs=0", "sft.num_epochs=0"),
+        ("sft.optimizer.groups=[{learning_rate_multiplier: 2}]", "sft.optimizer.groups[0].pattern: empty"),
+        ("grpo.optimizer.groups=[{pattern: a},{pattern: '('}]", "grpo.optimizer.groups[1].pattern=(: not a regular"),
+        (
+            "sft.optimizer.groups=[{pattern: a, weight_decay_multiplier: -1}]",
+            "sft.optimizer.groups[0].weight_decay_multiplier=-1.0: has to be at least 0",
+        ),
         ("model.dtype=float16", "model.dtype=float16"),
         ("launch.num_nodes=0", "launch.num_nodes=0"),
         ("scaling.trace_score=best", "scaling.trace_score=best"),

@@ -131,13 +131,9 @@ def check_context(key: str, limits: LimitsConfig, shape: FalconH1Config) -> None
 
 def count_parameters(shape: FalconH1Config) -> int:
     """Parameters of a model of this shape, built without memory; tied ones count once."""
-    import torch
-    from transformers import FalconH1ForCausalLM
+    from falcon_h1r.model.training_plan import weightless_model
 
-    with torch.device("meta"):
-        model = FalconH1ForCausalLM(shape)
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in weightless_model(shape).parameters())
 
 
 def training_bytes(config: Config, num_parameters: int, num_ranks: int) -> float:

@@ -22,7 +22,7 @@ from falcon_h1r.dry_run.arithmetic import (
     plan_sft,
     training_bytes,
 )
-from falcon_h1r.model.multipliers import check_learning_rate, describe_multipliers
+from falcon_h1r.model.multipliers import describe_multipliers
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config
@@ -129,7 +129,6 @@ def _curate_rows(config: Config) -> Iterator[Row]:
 
 def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
     check_context("sft", sft.limits, shape)
-    check_learning_rate(shape, sft.optimizer.learning_rate, "sft.optimizer.learning_rate")
     head = list(_data_rows(sft.data, traces=True))
     counted = _count(sft.data, traces=True)
     plan = plan_sft(
@@ -149,12 +148,11 @@ def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterato
     average = f"about {plan.micro_batches}, " if plan.micro_batches else ""
     rows = f"rows of {sft.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"{average}at most {plan.most_micro_batches} {rows}"
-    yield "optimizer", _optimizer(sft.optimizer, plan.num_steps)
+    yield from _optimizer_rows("sft", sft.optimizer, plan.num_steps, shape)
 
 
 def _grpo_rows(grpo: GRPOConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
     check_context("grpo", grpo.limits, shape)
-    check_learning_rate(shape, grpo.optimizer.learning_rate, "grpo.optimizer.learning_rate")
     plan = plan_grpo(grpo, ranks)
     yield from _data_rows(grpo.data, traces=False)
     yield "limits", _limits(grpo.limits)
@@ -169,7 +167,7 @@ def _grpo_rows(grpo: GRPOConfig, ranks: RankPlan, shape: FalconH1Config) -> Iter
     slots = grpo.rollout.max_slots * (state + cache * plan.longest_tokens) / GIB
     size = f"{grpo.rollout.max_slots} slots take {slots:.1f} GiB in bfloat16 when full"
     yield "sampler", f"{grpo.rollout.name}; {size}"
-    yield "optimizer", _optimizer(grpo.optimizer, grpo.num_steps)
+    yield from _optimizer_rows("grpo", grpo.optimizer, grpo.num_steps, shape)
 
 
 def _evaluate_rows(config: Config, shape: FalconH1Config) -> Iterator[Row]:
@@ -194,10 +192,16 @@ def _limits(limits: LimitsConfig) -> str:
     return f"{prompt}, {response}, row {limits.row_tokens:,} tokens"
 
 
-def _optimizer(optimizer: OptimizerConfig, num_steps: int | None) -> str:
+def _optimizer_rows(
+    stage: str, optimizer: OptimizerConfig, num_steps: int | None, shape: FalconH1Config
+) -> Iterator[Row]:
+    from falcon_h1r.model.training_plan import describe_groups, plan_training
+
     warmup = optimizer.warmup_steps or (math.ceil(optimizer.warmup_share * num_steps) if num_steps else 0)
     steps = f"{warmup:,} steps" if warmup or num_steps else f"{optimizer.warmup_share:.0%}"
-    return f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule} after a warm-up of {steps}"
+    yield "optimizer", f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule} after a warm-up of {steps}"
+    for line in describe_groups(plan_training(shape, optimizer, f"{stage}.optimizer")):
+        yield "parameters", line
 
 
 # -----------------------------------------------------------------------------
