@@ -131,7 +131,7 @@ def check_context(key: str, limits: LimitsConfig, shape: FalconH1Config) -> None
 
 def count_parameters(shape: FalconH1Config) -> int:
     """Parameters of a model of this shape, built without memory; tied ones count once."""
-    from falcon_h1r.model.training_plan import weightless_model
+    from falcon_h1r.model.load import weightless_model
 
     return sum(parameter.numel() for parameter in weightless_model(shape).parameters())
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import FalconH1Config, FalconH1ForCausalLM
+from transformers import FalconH1Config
 
 from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.model.load import weightless_model
 from falcon_h1r.model.multipliers import check_learning_rate
 from falcon_h1r.model.parameter_groups import parameter_groups
-
-
-def weightless_model(shape: FalconH1Config) -> FalconH1ForCausalLM:
-    """A model of this shape without memory, tied where it ties."""
-    with torch.device("meta"):
-        model = FalconH1ForCausalLM(shape)
-    model.tie_weights()
-    return model
 
 
 def plan_training(shape: FalconH1Config, optimizer: OptimizerConfig, key: str) -> list[dict[str, Any]]:

@@ -12,8 +12,7 @@ from transformers import FalconH1ForCausalLM
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from falcon_h1r.config import ModelConfig
-from falcon_h1r.model.load import planned_config
-from falcon_h1r.model.training_plan import weightless_model
+from falcon_h1r.model.load import planned_config, weightless_model
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET: dict[str, Any] = yaml.safe_load((ROOT / "configs/model/falcon_h1_7b.yaml").read_text())

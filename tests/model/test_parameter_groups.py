@@ -13,9 +13,9 @@ from falcon_h1r.config import Config, ModelConfig, OptimizerConfig, ParameterGro
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe
-from falcon_h1r.model.load import planned_config
+from falcon_h1r.model.load import planned_config, weightless_model
 from falcon_h1r.model.parameter_groups import NOT_DECAYED, parameter_groups
-from falcon_h1r.model.training_plan import describe_groups, plan_training, weightless_model
+from falcon_h1r.model.training_plan import describe_groups, plan_training
 from falcon_h1r.sft.loop import train_step
 from falcon_h1r.types import InputError
 
