@@ -16,6 +16,7 @@ from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
+from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
 from falcon_h1r.model.training_plan import plan_training
 
 if TYPE_CHECKING:
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
 def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Write the folder that a stage hands over: safetensors, config, tokenizer with template, generation config.
 
-    It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`.
+    It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`: adapters are merged into what is written, the
+    model keeps them.
     """
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, state_dict=merged_state(model) if has_adapters(model) else None)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
@@ -78,7 +80,10 @@ def open_policy(
     )
     if world.is_main:
         print_inspection(results)
-    return load_model(settings, world.device), tokenizer
+    model = load_model(settings, world.device)
+    if optimizer is not None and settings.lora.rank:
+        add_adapters(model, settings.lora, config.seed)
+    return model, tokenizer
 
 
 def check_training(config: Config, stage: str) -> None:
@@ -89,7 +94,7 @@ def check_training(config: Config, stage: str) -> None:
     """
     if (optimizer := _optimizer(config, stage)) is not None:
         shape, _ = planned_config(config.model)
-        plan_training(shape, optimizer, f"{stage}.optimizer")
+        plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")
 
 
 def _limits(config: Config, stage: str) -> LimitsConfig:

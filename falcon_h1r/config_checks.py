@@ -10,9 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, ModelConfig, OptimizerConfig
+from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, LoRAConfig, ModelConfig, OptimizerConfig
 from falcon_h1r.types import InputError
 
+PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
+    "conv1d": "the convolution, which reads this module's weight,",
+    "out_proj": "fused kernels, which read this module's weight,",
+    "lm_head": "the loss, which reads this module's weight,",
+}
 LONGEST_SHOWN = 40  # characters of a value in a message
 
 
@@ -33,6 +38,7 @@ def check_config(config: Config) -> None:
         InputError: on the first that is found.
     """
     _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
+    _check_lora(config.model.lora)
     _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
     _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     measured_by = config.curate.weights.measured_by
@@ -83,6 +89,22 @@ def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
 def looks_local(path: str) -> bool:
     """A path on this machine, as against a hub name such as `owner/name`."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def _check_lora(lora: LoRAConfig) -> None:
+    _at_least("model.lora.rank", lora.rank, 0)
+    if lora.dropout != 0:
+        raise InputError(
+            f"model.lora.dropout={lora.dropout}: has to be 0, or the trainer's logprobs would not be the sampler's"
+        )
+    if lora.alpha <= 0:
+        raise InputError(f"model.lora.alpha={lora.alpha}: has to be above 0")
+    if lora.rank and not lora.target_modules:
+        raise InputError("model.lora.target_modules: empty, so that nothing would be trained")
+    for name in lora.target_modules:
+        if name in PASSED_BY:
+            raise InputError(f"model.lora.target_modules={name}: {PASSED_BY[name]} would pass the adapter by")
+        _one_of("model.lora.target_modules", name, LoRAConfig().target_modules)
 
 
 def _check_optimizer(key: str, optimizer: OptimizerConfig) -> None:
@@ -182,8 +204,8 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
         sequence_parallel=1,
         activation_checkpointing=False,
     )
-    if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16":
-        found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet)")
+    if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16" and not config.model.lora.rank:
+        found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet, but for model.lora.rank)")
     if stage in ("curate", "pipeline"):
         found += _unbuilt_in_curate(config.curate)
     if stage in ("sft", "pipeline"):

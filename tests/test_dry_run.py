@@ -87,6 +87,13 @@ def test_zero_shards_optimizer_then_gradients_then_weights(zero_stage: int, expe
     assert training_bytes(config, num_parameters=1, num_ranks=8) == expected
 
 
+def test_the_7b_with_adapters_fits_one_gpu() -> None:
+    """Weights in bfloat16, 14.1 GiB, and 16 bytes for each of the adapters' parameters."""
+    text = describe(composed("experiment=falcon_h1r_7b", "model.lora.rank=16"), "sft")
+    assert "50,479,616 parameters (0.67%)" in text
+    assert "14.9 GiB a rank" in text
+
+
 # -----------------------------------------------------------------------------
 # Batches and steps
 

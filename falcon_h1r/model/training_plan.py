@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import FalconH1Config
 
-from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config import LoRAConfig, OptimizerConfig
 from falcon_h1r.model.load import weightless_model
+from falcon_h1r.model.lora import add_adapters
 from falcon_h1r.model.multipliers import check_learning_rate
 from falcon_h1r.model.parameter_groups import parameter_groups
 
 
-def plan_training(shape: FalconH1Config, optimizer: OptimizerConfig, key: str) -> list[dict[str, Any]]:
+def plan_training(
+    shape: FalconH1Config, lora: LoRAConfig, optimizer: OptimizerConfig, key: str
+) -> list[dict[str, Any]]:
     """The parameter groups that training would have, of parameters without memory.
 
     Args:
@@ -22,7 +26,11 @@ def plan_training(shape: FalconH1Config, optimizer: OptimizerConfig, key: str) -
         InputError: where the multipliers do not allow the learning rate, or a group would be left empty.
     """
     check_learning_rate(shape, optimizer.learning_rate, f"{key}.learning_rate")
-    return parameter_groups(weightless_model(shape).named_parameters(), optimizer, key)
+    model = weightless_model(shape)
+    if lora.rank:
+        with torch.device("meta"):
+            add_adapters(model, lora, seed=0)
+    return parameter_groups(model.named_parameters(), optimizer, key)
 
 
 def describe_groups(groups: list[dict[str, Any]]) -> list[str]:

@@ -132,7 +132,7 @@ def test_the_7b_has_its_decays_by_kind() -> None:
     config = Config(model=ModelConfig(architecture={"num_hidden_layers": 44, "hidden_size": 64, "vocab_size": 50}))
     shape, _ = planned_config(config.model)
     per_layer = 3 * shape.mamba_n_heads + (shape.mamba_d_ssm + 2 * shape.mamba_n_groups * shape.mamba_d_state)
-    lines = describe_groups(plan_training(shape, OptimizerConfig(), "sft.optimizer"))
+    lines = describe_groups(plan_training(shape, config.model.lora, OptimizerConfig(), "sft.optimizer"))
     norms = 2 * shape.hidden_size + (shape.mamba_d_ssm if shape.mamba_rms_norm else 0)
     assert lines[1] == f"{44 * (per_layer + norms) + shape.hidden_size:,} at learning rate, no decay"
 
