@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
+from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
 from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
@@ -94,6 +95,8 @@ def check_training(config: Config, stage: str) -> None:
     """
     if (optimizer := _optimizer(config, stage)) is not None:
         shape, _ = planned_config(config.model)
+        if optimizer.batch_tokens is not None:
+            optimizer = scaled_to_batch(optimizer)
         plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")
 
 

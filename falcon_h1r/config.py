@@ -109,6 +109,8 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_grad_norm: float = 1.0
     groups: list[ParameterGroupConfig] = field(default_factory=list)
+    reference_batch_tokens: Optional[int] = None  # scale the rate with sqrt(batch's tokens / these); null: never
+    batch_tokens: Optional[int] = None  # of a step, for that; null: the data's mean, which GRPO cannot know
 
 
 @dataclass

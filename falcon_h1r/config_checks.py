@@ -112,6 +112,8 @@ def _check_optimizer(key: str, optimizer: OptimizerConfig) -> None:
     _at_least(f"{key}.learning_rate", optimizer.learning_rate, 0.0)
     _at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
     _share(f"{key}.warmup_share", optimizer.warmup_share)
+    if optimizer.batch_tokens is not None and optimizer.reference_batch_tokens is None:
+        raise InputError(f"{key}.batch_tokens={optimizer.batch_tokens}: does nothing without reference_batch_tokens")
     for index, group in enumerate(optimizer.groups):
         _check_pattern(f"{key}.groups[{index}].pattern", group.pattern)
         for name in ("learning_rate_multiplier", "weight_decay_multiplier"):
@@ -143,6 +145,11 @@ def _check_grpo(grpo: GRPOConfig) -> None:
         raise InputError(
             f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
         )
+    if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
+        raise InputError(
+            "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "
+            "not known before they are drawn"
+        )
     if grpo.rollout.temperature <= 0:
         raise InputError(f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast")
     if grpo.rollout.top_p < 1.0 or grpo.rollout.top_k > 0:
@@ -161,6 +168,10 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("tracking.log_every_steps", config.tracking.log_every_steps),
         ("curate.synthetic.num_problems", config.curate.synthetic.num_problems),
         ("sft.batch_sequences", config.sft.batch_sequences),
+        ("sft.optimizer.reference_batch_tokens", config.sft.optimizer.reference_batch_tokens),
+        ("sft.optimizer.batch_tokens", config.sft.optimizer.batch_tokens),
+        ("grpo.optimizer.reference_batch_tokens", config.grpo.optimizer.reference_batch_tokens),
+        ("grpo.optimizer.batch_tokens", config.grpo.optimizer.batch_tokens),
         ("sft.num_steps", config.sft.num_steps),
         ("grpo.num_steps", config.grpo.num_steps),
         ("grpo.updates_per_batch", config.grpo.updates_per_batch),

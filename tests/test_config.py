@@ -208,6 +208,9 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("grpo.loss.aggregation=mean", "grpo.loss.aggregation=mean"),
         ("sft.optimizer.warmup_share=1.5", "sft.optimizer.warmup_share=1.5"),
         ("sft.num_epochs=0", "sft.num_epochs=0"),
+        ("sft.optimizer.batch_tokens=100", "sft.optimizer.batch_tokens=100: does nothing without reference"),
+        ("sft.optimizer.reference_batch_tokens=0", "sft.optimizer.reference_batch_tokens=0"),
+        ("grpo.optimizer.reference_batch_tokens=9", "grpo.optimizer.batch_tokens is not set"),
         ("sft.optimizer.groups=[{learning_rate_multiplier: 2}]", "sft.optimizer.groups[0].pattern: empty"),
         ("grpo.optimizer.groups=[{pattern: a},{pattern: '('}]", "grpo.optimizer.groups[1].pattern=(: not a regular"),
         (

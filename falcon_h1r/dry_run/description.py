@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, LimitsConfig, SourceConfig
 from falcon_h1r.config_checks import not_built_yet
+from falcon_h1r.distributed.batch_scaling import describe_scaling
 from falcon_h1r.dry_run.arithmetic import (
     RankPlan,
     check_context,
@@ -155,7 +156,7 @@ def _sft_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterato
     average = f"about {plan.micro_batches}, " if plan.micro_batches else ""
     rows = f"rows of {sft.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"{average}at most {plan.most_micro_batches} {rows}"
-    yield from _optimizer_rows(config, "sft", plan.num_steps, shape)
+    yield from _optimizer_rows(config, "sft", plan.num_steps, shape, plan.tokens_per_step)
 
 
 def _grpo_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
@@ -200,13 +201,16 @@ def _limits(limits: LimitsConfig) -> str:
     return f"{prompt}, {response}, row {limits.row_tokens:,} tokens"
 
 
-def _optimizer_rows(config: Config, stage: str, num_steps: int | None, shape: FalconH1Config) -> Iterator[Row]:
+def _optimizer_rows(
+    config: Config, stage: str, num_steps: int | None, shape: FalconH1Config, batch_tokens: float | None = None
+) -> Iterator[Row]:
     from falcon_h1r.model.training_plan import describe_groups, plan_training
 
     optimizer = config.sft.optimizer if stage == "sft" else config.grpo.optimizer
     warmup = optimizer.warmup_steps or (math.ceil(optimizer.warmup_share * num_steps) if num_steps else 0)
     steps = f"{warmup:,} steps" if warmup or num_steps else f"{optimizer.warmup_share:.0%}"
-    yield "optimizer", f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule} after a warm-up of {steps}"
+    rate = describe_scaling(optimizer, batch_tokens)
+    yield "optimizer", f"{rate}, {optimizer.schedule} after a warm-up of {steps}"
     for line in describe_groups(plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")):
         yield "trained", line
 
