@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, LimitsConfig, SourceConfig
 from falcon_h1r.config_checks import not_built_yet
-from falcon_h1r.distributed.batch_scaling import describe_scaling
+from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.dry_run.arithmetic import (
     RankPlan,
     check_context,
@@ -210,6 +210,8 @@ def _optimizer_rows(
     warmup = optimizer.warmup_steps or (math.ceil(optimizer.warmup_share * num_steps) if num_steps else 0)
     steps = f"{warmup:,} steps" if warmup or num_steps else f"{optimizer.warmup_share:.0%}"
     rate = describe_scaling(optimizer, batch_tokens)
+    if optimizer.batch_tokens or batch_tokens:
+        optimizer = scaled_to_batch(optimizer, batch_tokens)
     yield "optimizer", f"{rate}, {optimizer.schedule} after a warm-up of {steps}"
     for line in describe_groups(plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")):
         yield "trained", line

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -123,6 +124,24 @@ def test_tied_embeddings_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     model, _ = load_policy(ModelConfig(path=str(folder)), CPU)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.lm_head.weight.is_meta
+
+
+def test_a_hub_checkpoint_is_read_from_its_cache(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(pristine, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for revision in (None, commit):
+        settings = ModelConfig(path="owner/name", revision=revision, local_files_only=True)
+        model, _ = load_policy(settings, CPU)
+        assert model.config.hidden_size == SMALL["hidden_size"]
+    shards_of(repository / "snapshots" / commit)[1].unlink()
+    with pytest.raises(InputError, match=r"^model.path=owner/name: model-00002-of-.*: no such file"):
+        load_policy(settings, CPU)
 
 
 # -----------------------------------------------------------------------------
