@@ -12,10 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, LimitsConfig
+from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
+from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
-from falcon_h1r.model.load import load_policy, random_policy
+from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
+from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
+from falcon_h1r.model.training_plan import plan_training
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
@@ -26,14 +29,15 @@ if TYPE_CHECKING:
 def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Write the folder that a stage hands over: safetensors, config, tokenizer with template, generation config.
 
-    It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`.
+    It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`: adapters are merged into what is written, the
+    model keeps them.
     """
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, state_dict=merged_state(model) if has_adapters(model) else None)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
@@ -47,29 +51,59 @@ def publish_random_base(config: Config, texts: list[str], folder: Path) -> Path:
 
 
 def open_policy(
-    config: Config,
-    texts: Callable[[], list[str]],
-    folder: Path,
-    world: World,
-    learning_rate: float | None = None,
-    limits: LimitsConfig | None = None,
+    config: Config, texts: Callable[[], list[str]], folder: Path, world: World, stage: str
 ) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """The policy that a stage starts from: `model.path`, or a random base published under `folder` first.
 
-    Tokenizer, template, vocabulary and multipliers are inspected: what would corrupt training is refused.
+    Tokenizer, template, vocabulary and multipliers are inspected before the weights are loaded: what would corrupt
+    training is refused.
 
     Args:
         texts: what a tokenizer is trained on, where there is no checkpoint.
-        learning_rate: of the training to come, which multipliers of 1 would make too large.
-        limits: of the training to come; prompt and response have to fit the checkpoint's context.
+        stage: sft, grpo or evaluate, whose limits have to fit the checkpoint's context and whose learning rate, if it
+            has one, its multipliers.
     """
+    check_training(config, stage)
     settings = config.model
     if settings.path is None:
         base = world.on_main(lambda: publish_random_base(config, texts(), folder / "base"))
         settings = replace(settings, path=str(base), revision=None)
-    model, tokenizer = load_policy(settings, world.device)
-    longest = limits.prompt_tokens + limits.response_tokens if limits is not None else None
-    results = inspect_checkpoint(settings, model.config, tokenizer, config.system_prompt, learning_rate, longest)
+    shape, tokenizer = load_config(settings), load_tokenizer(settings)
+    limits, optimizer = _limits(config, stage), _optimizer(config, stage)
+    results = inspect_checkpoint(
+        settings,
+        shape,
+        tokenizer,
+        config.system_prompt,
+        optimizer.learning_rate if optimizer is not None else None,
+        limits.prompt_tokens + limits.response_tokens,
+        f"{stage}.optimizer.learning_rate",
+    )
     if world.is_main:
         print_inspection(results)
+    model = load_model(settings, world.device)
+    if optimizer is not None and settings.lora.rank:
+        add_adapters(model, settings.lora, config.seed)
     return model, tokenizer
+
+
+def check_training(config: Config, stage: str) -> None:
+    """Refuse what a stage cannot train, from the model's shape alone.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if (optimizer := _optimizer(config, stage)) is not None:
+        shape, _ = planned_config(config.model)
+        if optimizer.batch_tokens is not None:
+            optimizer = scaled_to_batch(optimizer)
+        plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")
+
+
+def _limits(config: Config, stage: str) -> LimitsConfig:
+    return {"sft": config.sft.limits, "grpo": config.grpo.limits, "evaluate": config.evaluate.limits}[stage]
+
+
+def _optimizer(config: Config, stage: str) -> OptimizerConfig | None:
+    """Of the stages that train."""
+    return {"sft": config.sft.optimizer, "grpo": config.grpo.optimizer}.get(stage)

@@ -32,6 +32,18 @@ class LaunchConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adapters that are trained instead of the weights; see falcon_h1r.model.lora."""
+
+    rank: int = 0  # 0: all weights are trained
+    alpha: float = 16.0  # adapters count alpha / rank times
+    dropout: float = 0.0  # has to be 0: trainer and sampler would not compute the same logprobs
+    target_modules: list[str] = field(  # all that can be adapted
+        default_factory=lambda: "q_proj k_proj v_proj o_proj in_proj gate_proj up_proj down_proj".split()
+    )
+
+
+@dataclass
 class ModelConfig:
     """The checkpoint a stage starts from, or the random model it creates where `path` is null."""
 
@@ -42,6 +54,7 @@ class ModelConfig:
     architecture: dict[str, Any] = field(default_factory=dict)  # FalconH1Config's fields, for a random model
     tokenizer_vocab_size: int = 384  # of the tokenizer trained for a random model
     chat_template: Optional[str] = None  # a Jinja file: replaces the tokenizer's template, or gives it one
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
 
 @dataclass
@@ -74,6 +87,15 @@ class SourceConfig:
 
 
 @dataclass
+class ParameterGroupConfig:
+    """Parameters trained unlike the rest; the first entry whose pattern is found in a parameter's name has it."""
+
+    pattern: str = ""  # a regular expression, searched for in names such as model.layers.0.mamba.in_proj.weight
+    learning_rate_multiplier: float = 1.0
+    weight_decay_multiplier: Optional[float] = None  # null: as without the entry (0 or 1, by the parameter's kind)
+
+
+@dataclass
 class OptimizerConfig:
     """AdamW with a warm-up and a linear decay to zero, or constant after the warm-up."""
 
@@ -86,6 +108,9 @@ class OptimizerConfig:
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip_grad_norm: float = 1.0
+    groups: list[ParameterGroupConfig] = field(default_factory=list)
+    reference_batch_tokens: Optional[int] = None  # scale the rate with sqrt(batch's tokens / these); null: never
+    batch_tokens: Optional[int] = None  # of a step, for that; null: the data's mean, which GRPO cannot know
 
 
 @dataclass

@@ -5,13 +5,19 @@ Run before anything is loaded; imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, ModelConfig
+from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, LoRAConfig, ModelConfig, OptimizerConfig
 from falcon_h1r.types import InputError
 
+PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
+    "conv1d": "the convolution, which reads this module's weight,",
+    "out_proj": "fused kernels, which read this module's weight,",
+    "lm_head": "the loss, which reads this module's weight,",
+}
 LONGEST_SHOWN = 40  # characters of a value in a message
 
 
@@ -32,6 +38,7 @@ def check_config(config: Config) -> None:
         InputError: on the first that is found.
     """
     _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
+    _check_lora(config.model.lora)
     _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
     _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     measured_by = config.curate.weights.measured_by
@@ -41,10 +48,7 @@ def check_config(config: Config) -> None:
     _one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
     _one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
     for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
-        _one_of(f"{stage}.optimizer.schedule", optimizer.schedule, ("linear", "constant"))
-        _at_least(f"{stage}.optimizer.learning_rate", optimizer.learning_rate, 0.0)
-        _at_least(f"{stage}.optimizer.warmup_steps", optimizer.warmup_steps, 0)
-        _share(f"{stage}.optimizer.warmup_share", optimizer.warmup_share)
+        _check_optimizer(f"{stage}.optimizer", optimizer)
     _check_limits("sft.limits", config.sft.limits)
     _check_limits("grpo.limits", config.grpo.limits)
     _check_limits("evaluate.limits", config.evaluate.limits)
@@ -87,6 +91,44 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
+def _check_lora(lora: LoRAConfig) -> None:
+    _at_least("model.lora.rank", lora.rank, 0)
+    if lora.dropout != 0:
+        raise InputError(
+            f"model.lora.dropout={lora.dropout}: has to be 0, or the trainer's logprobs would not be the sampler's"
+        )
+    if lora.alpha <= 0:
+        raise InputError(f"model.lora.alpha={lora.alpha}: has to be above 0")
+    if lora.rank and not lora.target_modules:
+        raise InputError("model.lora.target_modules: empty, so that nothing would be trained")
+    for name in lora.target_modules:
+        if name in PASSED_BY:
+            raise InputError(f"model.lora.target_modules={name}: {PASSED_BY[name]} would pass the adapter by")
+        _one_of("model.lora.target_modules", name, LoRAConfig().target_modules)
+
+
+def _check_optimizer(key: str, optimizer: OptimizerConfig) -> None:
+    _one_of(f"{key}.schedule", optimizer.schedule, ("linear", "constant"))
+    _at_least(f"{key}.learning_rate", optimizer.learning_rate, 0.0)
+    _at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
+    _share(f"{key}.warmup_share", optimizer.warmup_share)
+    if optimizer.batch_tokens is not None and optimizer.reference_batch_tokens is None:
+        raise InputError(f"{key}.batch_tokens={optimizer.batch_tokens}: does nothing without reference_batch_tokens")
+    for index, group in enumerate(optimizer.groups):
+        _check_pattern(f"{key}.groups[{index}].pattern", group.pattern)
+        for name in ("learning_rate_multiplier", "weight_decay_multiplier"):
+            _at_least(f"{key}.groups[{index}].{name}", getattr(group, name) or 0.0, 0.0)
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    if not pattern:
+        raise InputError(f"{key}: empty, so that it would match every parameter")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{key}={pattern}: not a regular expression ({error})") from None
+
+
 def _check_limits(key: str, limits: LimitsConfig) -> None:
     _at_least(f"{key}.prompt_tokens", limits.prompt_tokens, 1)
     _at_least(f"{key}.response_tokens", limits.response_tokens, 1)
@@ -102,6 +144,11 @@ def _check_grpo(grpo: GRPOConfig) -> None:
     if grpo.group_size < 2:
         raise InputError(
             f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
+        )
+    if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
+        raise InputError(
+            "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "
+            "not known before they are drawn"
         )
     if grpo.rollout.temperature <= 0:
         raise InputError(f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast")
@@ -121,6 +168,10 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("tracking.log_every_steps", config.tracking.log_every_steps),
         ("curate.synthetic.num_problems", config.curate.synthetic.num_problems),
         ("sft.batch_sequences", config.sft.batch_sequences),
+        ("sft.optimizer.reference_batch_tokens", config.sft.optimizer.reference_batch_tokens),
+        ("sft.optimizer.batch_tokens", config.sft.optimizer.batch_tokens),
+        ("grpo.optimizer.reference_batch_tokens", config.grpo.optimizer.reference_batch_tokens),
+        ("grpo.optimizer.batch_tokens", config.grpo.optimizer.batch_tokens),
         ("sft.num_steps", config.sft.num_steps),
         ("grpo.num_steps", config.grpo.num_steps),
         ("grpo.updates_per_batch", config.grpo.updates_per_batch),
@@ -164,8 +215,8 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
         sequence_parallel=1,
         activation_checkpointing=False,
     )
-    if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16":
-        found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet)")
+    if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16" and not config.model.lora.rank:
+        found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet, but for model.lora.rank)")
     if stage in ("curate", "pipeline"):
         found += _unbuilt_in_curate(config.curate)
     if stage in ("sft", "pipeline"):

@@ -139,6 +139,9 @@ def _about_key(key: str, error: OmegaConfBaseException, origin: str) -> str:
         )  # OmegaConf names entries of free-form sections by their last part
     expected = _type_of(key)
     if expected is None:
+        of_list = re.search(r"Could not override '([^']+)'", origin)
+        if of_list is not None and typing.get_origin(_type_of(of_list[1])) is list:
+            return f"{of_list[1]}: {_first_sentence(error)}"
         return no_such_key(key)
     if adding := _how_to_add(key) if re.search("not in struct|is not a subclass of", str(error)) else None:
         return f"{key}: no entry of that name; {adding} adds one"
@@ -175,6 +178,8 @@ def _describe(expected: Any) -> str:
         return " or ".join([*(_describe(kind) for kind in kinds), "null"])
     if is_dataclass(expected) or typing.get_origin(expected) is dict:
         return "a section: {name: value, ...}"
+    if typing.get_origin(expected) is list and is_dataclass(typing.get_args(expected)[0]):
+        return "a list of sections: [{name: value, ...}, ...]"
     return TYPE_NAMES.get(typing.get_origin(expected) or expected, "something else")
 
 

@@ -47,7 +47,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.verifier import Verifier
 
     problems = load_problems(config.evaluate.data)[: config.evaluate.num_problems]
-    model, tokenizer = open_policy(config, list, folder, world, limits=config.evaluate.limits)
+    model, tokenizer = open_policy(config, list, folder, world, "evaluate")
     num_own = len(world.share(problems)) * (config.evaluate.num_samples + 1)
     with (
         Tracker(folder, "evaluate", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,

@@ -33,6 +33,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     """Run the stage; returns the folder of its model."""
     from falcon_h1r.checkpoint import open_policy, publish_model
     from falcon_h1r.data.tokenisation import question_texts
+    from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engine import TorchEngine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.grpo.groups import open_stream
@@ -47,10 +48,11 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         lambda: question_texts(problems, config.system_prompt),
         folder,
         world,
-        config.grpo.optimizer.learning_rate,
-        config.grpo.limits,
+        "grpo",
     )
-    engine = TorchEngine(model, config.grpo.optimizer, config.grpo.num_steps, world)
+    if world.is_main:
+        print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
+    engine = TorchEngine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world)
     engine.check_gradient_scale()
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
     with (

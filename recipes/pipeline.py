@@ -111,8 +111,12 @@ def starting_from(config: Config, model: Path) -> Config:
 
 def check(config: Config) -> None:
     """What the user may have got wrong in any stage, found before the first."""
+    from falcon_h1r.checkpoint import check_training
+
     recipes.curate.check(config)
     check_model_path(config.model)
+    for stage in ("sft", "grpo"):
+        check_training(config, stage)
     if config.curate.source.path is not None:  # traces of one's own come without problems for the other stages
         recipes.grpo.check(config)
         require("evaluate.data.path", config.evaluate.data.path)

@@ -35,8 +35,10 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     """Run the stage; returns the folder of its model."""
     from falcon_h1r.checkpoint import open_policy, publish_model
     from falcon_h1r.data.tokenisation import conversation_texts, encode_traces
+    from falcon_h1r.distributed.batch_scaling import describe_scaling, mean_batch_tokens, scaled_to_batch
     from falcon_h1r.distributed.engine import TorchEngine
     from falcon_h1r.evaluation.dev import dev_evaluation
+    from falcon_h1r.model.multipliers import check_learning_rate
     from falcon_h1r.sft.loop import fit_documents, total_steps, train_sft
     from falcon_h1r.tracking import Tracker
 
@@ -46,8 +48,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         lambda: conversation_texts(traces, config.system_prompt),
         folder,
         world,
-        config.sft.optimizer.learning_rate,
-        config.sft.limits,
+        "sft",
     )
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
@@ -57,7 +58,12 @@ def sft(config: Config, folder: Path, world: World) -> Path:
             f"{fitted.num_trimmed} trimmed, {fitted.num_weightless} of weight 0 left out",
             flush=True,
         )
-    engine = TorchEngine(model, config.sft.optimizer, total_steps(config.sft, len(fitted.documents)), world)
+    batch_tokens = mean_batch_tokens(fitted.documents, config.sft.batch_sequences)
+    optimizer = scaled_to_batch(config.sft.optimizer, batch_tokens)
+    check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
+    if world.is_main:
+        print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
+    engine = TorchEngine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world)
     engine.check_gradient_scale()
     with (
         Tracker(folder, "sft", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,

@@ -87,6 +87,13 @@ def test_zero_shards_optimizer_then_gradients_then_weights(zero_stage: int, expe
     assert training_bytes(config, num_parameters=1, num_ranks=8) == expected
 
 
+def test_the_7b_with_adapters_fits_one_gpu() -> None:
+    """Weights in bfloat16, 14.1 GiB, and 16 bytes for each of the adapters' parameters."""
+    text = describe(composed("experiment=falcon_h1r_7b", "model.lora.rank=16"), "sft")
+    assert "50,479,616 parameters (0.67%)" in text
+    assert "14.9 GiB a rank" in text
+
+
 # -----------------------------------------------------------------------------
 # Batches and steps
 
@@ -172,6 +179,7 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "7.59B (7,585,648,736), embeddings untied",
         "66.9 MiB a sequence and 44.0 KiB a token",
         "revision not pinned",
+        "lm_head 0.01302",
         "18,223",
         "4.96M on average",
         "128 problems x 16 = 2,048 a step",

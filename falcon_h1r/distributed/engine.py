@@ -7,7 +7,6 @@ whole batch is the plain sum of the ranks' gradients: there is no averaging to u
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
+from falcon_h1r.model.parameter_groups import parameter_groups
 
 
 class TorchEngine:
@@ -36,7 +36,7 @@ class TorchEngine:
         self.settings = optimizer
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, optimizer.weight_decay),
+            parameter_groups(model.named_parameters(), optimizer),
             lr=optimizer.learning_rate,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.epsilon,
@@ -56,7 +56,7 @@ class TorchEngine:
         self._sum_gradients()
         grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or math.inf))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group["learning_rate_multiplier"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
@@ -102,16 +102,6 @@ class TorchEngine:
         total = sum(parameter.detach().double().sum().item() for parameter in self.parameters)
         if len(set(self.world.gather(total))) > 1:
             raise RuntimeError("ranks started from different weights")
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: not on norms and biases, nor on the SSM's A_log, D and dt_bias."""
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.dim() > 1 else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
 def scheduled_learning_rate(settings: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -131,28 +131,40 @@ def check_context(key: str, limits: LimitsConfig, shape: FalconH1Config) -> None
 
 def count_parameters(shape: FalconH1Config) -> int:
     """Parameters of a model of this shape, built without memory; tied ones count once."""
-    import torch
-    from transformers import FalconH1ForCausalLM
+    from falcon_h1r.model.load import weightless_model
 
-    with torch.device("meta"):
-        model = FalconH1ForCausalLM(shape)
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in weightless_model(shape).parameters())
 
 
-def training_bytes(config: Config, num_parameters: int, num_ranks: int) -> float:
+def count_adapter_parameters(shape: FalconH1Config, lora: LoRAConfig) -> int:
+    """Parameters of the adapters, where there are any."""
+    from falcon_h1r.model.load import weightless_model
+    from falcon_h1r.model.lora import add_adapters, is_adapter
+
+    if not lora.rank:
+        return 0
+    model = add_adapters(weightless_model(shape), lora, seed=0)
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
+
+
+def training_bytes(config: Config, num_parameters: int, num_ranks: int, num_adapter_parameters: int = 0) -> float:
     """Weights, gradients and AdamW's states on one rank. Activations come on top.
+
+    With adapters only their part is trained: 16 bytes each, for they are in float32.
 
     The plain engine keeps all four in the model's dtype. DeepSpeed adds float32 master weights and keeps
     the two moments in float32: 2 + 2 + 12 bytes in bfloat16. ZeRO 1 shards the optimizer's part, 2 gradients
     too, 3 all.
     """
     size, engine = DTYPE_BYTES[config.model.dtype], config.engine
+    if num_adapter_parameters:
+        shards = num_ranks if engine.zero_stage >= 3 else 1
+        return size * num_parameters / shards + 4.0 * max(4, size) * num_adapter_parameters
     if engine.name == "torch":
         return 4.0 * size * num_parameters
-    shards = [num_ranks if engine.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    divisors = [num_ranks if engine.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     parts = (size, size, 12 if size < 4 else 2 * size)
-    return num_parameters * sum(part / shard for part, shard in zip(parts, shards, strict=True))
+    return num_parameters * sum(part / divisor for part, divisor in zip(parts, divisors, strict=True))
 
 
 def decode_bytes(shape: FalconH1Config, dtype: str) -> tuple[int, int]:

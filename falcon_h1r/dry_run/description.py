@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, OptimizerConfig, SFTConfig, SourceConfig
+from falcon_h1r.config import Config, LimitsConfig, SourceConfig
 from falcon_h1r.config_checks import not_built_yet
+from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.dry_run.arithmetic import (
     RankPlan,
     check_context,
+    count_adapter_parameters,
     count_parameters,
     decode_bytes,
     plan_grpo,
@@ -22,6 +24,7 @@ from falcon_h1r.dry_run.arithmetic import (
     plan_sft,
     training_bytes,
 )
+from falcon_h1r.model.multipliers import describe_multipliers
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config
@@ -51,9 +54,9 @@ def describe(config: Config, stage: str) -> str:
     if stage in ("curate", "pipeline"):
         sections.append(("curate", list(_curate_rows(config))))
     if stage in ("sft", "pipeline"):
-        sections.append(("sft", list(_sft_rows(config.sft, ranks, shape))))
+        sections.append(("sft", list(_sft_rows(config, ranks, shape))))
     if stage in ("grpo", "pipeline"):
-        sections.append(("grpo", list(_grpo_rows(config.grpo, ranks, shape))))
+        sections.append(("grpo", list(_grpo_rows(config, ranks, shape))))
     if stage in ("evaluate", "pipeline"):
         sections.append(("evaluate", list(_evaluate_rows(config, shape))))
     sections.append(("recorded, but not acted on by this version", [(key, "") for key in not_built_yet(config, stage)]))
@@ -98,9 +101,15 @@ def _model_rows(config: Config, ranks: RankPlan, shape: FalconH1Config, read_fro
     embeddings = "tied" if shape.tie_word_embeddings else "untied"
     billions = f"{parameters / 1e9:.2f}B ({parameters:,})" if parameters > 1e8 else f"{parameters:,}"
     yield "parameters", f"{billions}, embeddings {embeddings}"
+    yield "multipliers", describe_multipliers(shape)
     yield "context", f"{shape.max_position_embeddings:,} tokens"
     yield "dtype", settings.dtype
-    memory = training_bytes(config, parameters, ranks.num_ranks) / GIB
+    adapters = count_adapter_parameters(shape, settings.lora)
+    if adapters:
+        lora = settings.lora
+        targets = f"rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_modules)}"
+        yield "adapters", f"{adapters:,} parameters ({adapters / parameters:.2%}): {targets}"
+    memory = training_bytes(config, parameters, ranks.num_ranks, adapters) / GIB
     yield "training state", f"{memory:.1f} GiB a rank: weights, gradients, AdamW; activations come on top"
     state, cache = decode_bytes(shape, settings.dtype)
     yield "decoding state", f"{state / 2**20:.1f} MiB a sequence and {cache / 2**10:.1f} KiB a token"
@@ -125,7 +134,8 @@ def _curate_rows(config: Config) -> Iterator[Row]:
         yield domain, f"{share:.1%} of the tokens" + (f", {samples:,} samples" if samples else "")
 
 
-def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
+def _sft_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
+    sft = config.sft
     check_context("sft", sft.limits, shape)
     head = list(_data_rows(sft.data, traces=True))
     counted = _count(sft.data, traces=True)
@@ -146,10 +156,11 @@ def _sft_rows(sft: SFTConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterato
     average = f"about {plan.micro_batches}, " if plan.micro_batches else ""
     rows = f"rows of {sft.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"{average}at most {plan.most_micro_batches} {rows}"
-    yield "optimizer", _optimizer(sft.optimizer, plan.num_steps)
+    yield from _optimizer_rows(config, "sft", plan.num_steps, shape, plan.tokens_per_step)
 
 
-def _grpo_rows(grpo: GRPOConfig, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
+def _grpo_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
+    grpo = config.grpo
     check_context("grpo", grpo.limits, shape)
     plan = plan_grpo(grpo, ranks)
     yield from _data_rows(grpo.data, traces=False)
@@ -165,7 +176,7 @@ def _grpo_rows(grpo: GRPOConfig, ranks: RankPlan, shape: FalconH1Config) -> Iter
     slots = grpo.rollout.max_slots * (state + cache * plan.longest_tokens) / GIB
     size = f"{grpo.rollout.max_slots} slots take {slots:.1f} GiB in bfloat16 when full"
     yield "sampler", f"{grpo.rollout.name}; {size}"
-    yield "optimizer", _optimizer(grpo.optimizer, grpo.num_steps)
+    yield from _optimizer_rows(config, "grpo", grpo.num_steps, shape)
 
 
 def _evaluate_rows(config: Config, shape: FalconH1Config) -> Iterator[Row]:
@@ -190,10 +201,20 @@ def _limits(limits: LimitsConfig) -> str:
     return f"{prompt}, {response}, row {limits.row_tokens:,} tokens"
 
 
-def _optimizer(optimizer: OptimizerConfig, num_steps: int | None) -> str:
+def _optimizer_rows(
+    config: Config, stage: str, num_steps: int | None, shape: FalconH1Config, batch_tokens: float | None = None
+) -> Iterator[Row]:
+    from falcon_h1r.model.training_plan import describe_groups, plan_training
+
+    optimizer = config.sft.optimizer if stage == "sft" else config.grpo.optimizer
     warmup = optimizer.warmup_steps or (math.ceil(optimizer.warmup_share * num_steps) if num_steps else 0)
     steps = f"{warmup:,} steps" if warmup or num_steps else f"{optimizer.warmup_share:.0%}"
-    return f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule} after a warm-up of {steps}"
+    rate = describe_scaling(optimizer, batch_tokens)
+    if optimizer.batch_tokens or batch_tokens:
+        optimizer = scaled_to_batch(optimizer, batch_tokens)
+    yield "optimizer", f"{rate}, {optimizer.schedule} after a warm-up of {steps}"
+    for line in describe_groups(plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")):
+        yield "trained", line
 
 
 # -----------------------------------------------------------------------------

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, FalconH1Config, FalconH1ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    GenerationConfig,
+)
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_checks import check_model_path, looks_local
 from falcon_h1r.model.multipliers import check_against_preset, check_written_multipliers
+from falcon_h1r.model.stored_weights import INDEX, StoredTensor, find_tensors, read_tensors
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -29,54 +36,94 @@ FULL_PRECISION = ("A_log", "D", "dt_bias")  # of the SSM: float32 at least, or s
 DT_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform (Mamba2's reference initialisation)
 
 
-class _FullPrecisionSSM(FalconH1ForCausalLM):
-    """Tells the loader which weights it may not round to bfloat16. Only lives while loading."""
-
-    _keep_in_fp32_modules_strict = ("A_log", r"mamba\.D", "dt_bias")  # patterns
-
-
 def load_policy(settings: ModelConfig, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """Model and tokenizer of a checkpoint: a local folder, or a hub name at its pinned revision.
-
-    Shards are mapped, not read: weights that keep their dtype stay the mapped file until something writes to them,
-    the others are converted one by one. So memory never holds more than the model once.
 
     Raises:
         InputError: where the path holds no Falcon-H1, not all of one, or one whose multipliers are wrong.
     """
     check_model_path(settings)
     load_config(settings)
+    tokenizer = load_tokenizer(settings)
+    return load_model(settings, device), tokenizer
+
+
+def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, with `model.chat_template` where that is given."""
+    check_model_path(settings)
     source, where = _source(settings)
     tokenizer = _loaded(settings, lambda: AutoTokenizer.from_pretrained(source, **where))
     if settings.chat_template is not None:
         tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8")
-    model, report = _loaded(
-        settings,
-        lambda: _FullPrecisionSSM.from_pretrained(
-            source, dtype=DTYPES[settings.dtype], output_loading_info=True, **where
-        ),
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"model.path={settings.path}: {len(missing)} weights are missing from the checkpoint, "
-            f"{missing[0]} among them; they would be random"
-        )
-    model.__class__ = FalconH1ForCausalLM
-    keep_full_precision(model)
-    _let_go_of_files(model)
-    restore_multipliers(model)
-    return model.to(device), tokenizer
+    return tokenizer
 
 
-def restore_multipliers(model: FalconH1ForCausalLM) -> None:
-    """Write every mixer's muP vector anew from the config.
+def load_model(settings: ModelConfig, device: torch.device) -> FalconH1ForCausalLM:
+    """The checkpoint's model on the device, in the dtype that is asked for.
 
-    It is a buffer that no checkpoint holds, allocated empty while loading; whether transformers 5.23 fills it again
-    depends on how the model was loaded. Left empty it is whatever memory held.
+    Memory holds the model once, whatever dtype it is stored in: weights go piece by piece from their files to where
+    they stay (falcon_h1r.model.stored_weights). What is stored is held against the model before any of it is read.
     """
-    vector = compute_mup_vector(model.config)
+    config, dtype = load_config(settings), DTYPES[settings.dtype]
+    folder = _loaded(settings, lambda: _weights_folder(settings))
+    stored = _loaded(settings, lambda: find_tensors(folder))
+    model = weightless_model(config, dtype)
+    _check_stored(model, stored, f"model.path={settings.path}")
+    weights = {
+        name: torch.empty(parameter.shape, dtype=_kept_dtype(name, dtype), device=device)
+        for name, parameter in model.named_parameters()
+    }
+    _loaded(settings, lambda: read_tensors(stored, weights))
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    _compute_buffers(model, dtype)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = _loaded(settings, lambda: GenerationConfig.from_pretrained(str(folder)))
+    return model.to(device).eval()
+
+
+def weightless_model(config: FalconH1Config, dtype: torch.dtype = torch.float32) -> FalconH1ForCausalLM:
+    """A model of this shape without memory, tied where it ties."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model
+
+
+def _weights_folder(settings: ModelConfig) -> Path:
+    """The checkpoint's folder, downloaded where it is a hub name."""
+    source, where = _source(settings)
+    if looks_local(source):
+        return Path(source)
+    patterns = ["model*.safetensors", INDEX, "generation_config.json"]
+    return Path(snapshot_download(source, allow_patterns=patterns, **where))
+
+
+def _check_stored(model: FalconH1ForCausalLM, stored: Mapping[str, StoredTensor], key: str) -> None:
+    """Refuse a checkpoint that is not, weight by weight, one of this model."""
+    needed = dict(model.named_parameters())
+    if missing := sorted(set(needed) - set(stored)):
+        raise InputError(
+            f"{key}: {len(missing)} weights are missing from the checkpoint, {missing[0]} among them; "
+            "they would be random"
+        )
+    known = {*model.state_dict(), *(name for name, _ in model.named_buffers())}  # tied weights by both names
+    if unknown := sorted(set(stored) - known):
+        raise InputError(f"{key}: {len(unknown)} weights belong to no part of the model, {unknown[0]} among them")
+    for name, parameter in needed.items():
+        if stored[name].shape != tuple(parameter.shape):
+            raise InputError(
+                f"{key}: {name} is stored as {stored[name].shape}, where config.json asks for {tuple(parameter.shape)}"
+            )
+
+
+def _compute_buffers(model: FalconH1ForCausalLM, dtype: torch.dtype) -> None:
+    """What no checkpoint holds because the config says it: rotation frequencies and every mixer's muP vector."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    vector = compute_mup_vector(model.config).to(dtype)
     for layer in model.model.layers:
-        layer.mamba.mup_vector.copy_(vector)
+        layer.mamba.mup_vector = vector.clone()
+    assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 def load_config(settings: ModelConfig) -> FalconH1Config:
@@ -125,7 +172,9 @@ def _loaded(settings: ModelConfig, load: Callable[[], Any]) -> Any:
     """What `load` returns; what the checkpoint or the hub lacks, in one line."""
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except InputError as error:
+        raise InputError(f"model.path={settings.path}: {error}") from None
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         assert settings.path is not None
         reason = " ".join(str(error).split())
         if not looks_local(settings.path) and isinstance(error, OSError):
@@ -143,18 +192,11 @@ def shortened(text: str, limit: int = 300) -> str:
 def keep_full_precision(model: nn.Module) -> None:
     """A_log, D and dt_bias in float32 at least, whatever the rest is in."""
     for name, parameter in model.named_parameters():
-        if name.endswith(FULL_PRECISION):
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        parameter.data = parameter.data.to(_kept_dtype(name, parameter.dtype))
 
 
-def _let_go_of_files(model: FalconH1ForCausalLM) -> None:
-    """Copy the SSM's few float32 weights, which stay the mapped file where everything else is converted.
-
-    Each would keep a whole shard mapped, and its pages resident, for as long as the model lives.
-    """
-    for name, parameter in model.named_parameters():
-        if name.endswith(FULL_PRECISION):
-            parameter.data = parameter.data.clone()
+def _kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if name.endswith(FULL_PRECISION) else dtype
 
 
 def random_policy(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> FalconH1ForCausalLM:
