@@ -119,8 +119,9 @@ class EngineConfig:
 
     name: str = "torch"  # torch: a replica on every rank; deepspeed: weights and optimizer sharded
     zero_stage: int = 0
-    sequence_parallel: int = 1
-    activation_checkpointing: bool = False
+    sequence_parallel: int = 1  # consecutive ranks that share each row
+    activation_checkpointing: str = "none"  # none, layer (keep its input) or selective (and attention's output)
+    activation_offload: bool = False  # with layer: the inputs wait in the CPU's memory
 
 
 @dataclass

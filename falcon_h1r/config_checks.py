@@ -40,6 +40,7 @@ def check_config(config: Config) -> None:
     _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
     _check_lora(config.model.lora)
     _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
+    _check_engine(config)
     _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     measured_by = config.curate.weights.measured_by
     _one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
@@ -89,6 +90,20 @@ def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
 def looks_local(path: str) -> bool:
     """A path on this machine, as against a hub name such as `owner/name`."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def _check_engine(config: Config) -> None:
+    engine = config.engine
+    _one_of("engine.activation_checkpointing", engine.activation_checkpointing, ("none", "layer", "selective"))
+    mode = engine.activation_checkpointing
+    if engine.activation_offload and mode != "layer":
+        raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")
+    for stage, limits in (("sft", config.sft.limits), ("grpo", config.grpo.limits)):
+        if limits.row_tokens % engine.sequence_parallel:
+            raise InputError(
+                f"{stage}.limits.row_tokens={limits.row_tokens}: the {engine.sequence_parallel} ranks of "
+                "engine.sequence_parallel have to share a row evenly"
+            )
 
 
 def _check_lora(lora: LoRAConfig) -> None:
@@ -212,8 +227,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
         config.engine,
         name="torch",
         zero_stage=0,
-        sequence_parallel=1,
-        activation_checkpointing=False,
     )
     if stage in ("sft", "grpo", "pipeline") and config.model.dtype == "bfloat16" and not config.model.lora.rank:
         found.append("model.dtype=bfloat16 (training keeps no float32 master weights yet, but for model.lora.rank)")

@@ -111,7 +111,7 @@ def _run_on_ranks(config: Config, stage: str, recipe: Recipe) -> None:
         raise InputError(f"launch.num_nodes={config.launch.num_nodes}: has to be started by a launcher on every node")
     if config.launch.num_processes > 1 and not launched():
         relaunch(config.launch.num_processes)
-    world = World.start()
+    world = World.start(config.engine.sequence_parallel)
     if not (world.is_main and sys.stderr.isatty()):
         transformers.utils.logging.disable_progress_bar()
     try:

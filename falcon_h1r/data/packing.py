@@ -124,18 +124,26 @@ def plan_rows(lengths: Sequence[int], row_tokens: int, num_ranks: int = 1) -> li
         rows_per_rank += 1
 
 
-def pack_for_rank(documents: Sequence[Document], row_tokens: int, rank: int, num_ranks: int) -> list[PackedBatch]:
+def pack_for_rank(
+    documents: Sequence[Document], row_tokens: int, rank: int, num_ranks: int, multiple_of: int = 1
+) -> list[PackedBatch]:
     """Pack a step's documents into rows and return those of one rank.
 
     Every rank plans the same rows and takes every `num_ranks`-th, so that all have the same number of them and meet
-    the same collectives. An empty row becomes one token of weight 0.
+    the same collectives. A tail of weight 0 makes each row's tokens a multiple of `multiple_of`, and an empty row
+    that long.
     """
     rows = plan_rows([len(document) for document in documents], row_tokens, num_ranks)
-    filler = weightless_document(documents[0] if documents else None)
-    return [pack_row([documents[index] for index in sorted(row)] or [filler]) for row in rows[rank::num_ranks]]
+    packed = []
+    for row in rows[rank::num_ranks]:
+        own = [documents[index] for index in sorted(row)]
+        tail = -sum(len(document) for document in own) % multiple_of if own else multiple_of
+        packed.append(pack_row([*own, *([weightless_document(tail, documents)] if tail else [])]))
+    return packed
 
 
-def weightless_document(like: Document | None) -> Document:
-    """One token of weight 0, with the RL fields that `like` has: work without a gradient."""
-    blank = [0.0] if like is not None and like.advantages is not None else None
-    return Document([0], [0.0], advantages=blank, positives=blank, sampler_logprobs=blank)
+def weightless_document(num_tokens: int, others: Sequence[Document] = ()) -> Document:
+    """Tokens of weight 0, with the RL fields that the other documents have: work without a gradient."""
+    blank = [0.0] * num_tokens
+    credit = blank if others and others[0].advantages is not None else None
+    return Document([0] * num_tokens, blank, advantages=credit, positives=credit, sampler_logprobs=credit)

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from falcon_h1r.model.sequence import ALONE, SequenceGroup
 from falcon_h1r.types import InputError
 
 T = TypeVar("T")
@@ -30,24 +31,42 @@ WAIT_LIMIT = timedelta(hours=6)
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This rank among all. Collectives on Python objects and numbers go over a CPU group, never over the GPUs'."""
+    """This rank among all. Collectives on Python objects and numbers go over a CPU group, never over the GPUs'.
+
+    The ranks form a grid: `sequence.size` consecutive ones share each row, and so see the same data.
+    """
 
     rank: int
     size: int
     device: torch.device
     group: dist.ProcessGroup | None = None  # gloo; None in a world of one
+    sequence: SequenceGroup = ALONE
 
     @classmethod
-    def start(cls) -> World:
-        """Join the process group that the launcher describes, or be alone."""
+    def start(cls, sequence_parallel: int = 1) -> World:
+        """Join the process group that the launcher describes, or be alone.
+
+        Raises:
+            InputError: where `sequence_parallel` does not divide the ranks.
+        """
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT_LIMIT)
         group = dist.new_group(backend="gloo", timeout=WAIT_LIMIT) if state.num_processes > 1 else None
-        return cls(state.process_index, state.num_processes, state.device, group)
+        sequence = join_sequence_group(state.process_index, state.num_processes, sequence_parallel)
+        return cls(state.process_index, state.num_processes, state.device, group, sequence)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Among the groups of ranks that see data of their own."""
+        return self.rank // self.sequence.size
+
+    @property
+    def data_size(self) -> int:
+        return self.size // self.sequence.size
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sums over ranks, in float64."""
@@ -56,6 +75,10 @@ class World:
         totals = torch.tensor(list(values), dtype=torch.float64)
         dist.all_reduce(totals, group=self.group)
         return totals.tolist()
+
+    def sum_over_data(self, values: Sequence[float]) -> list[float]:
+        """Sums over data ranks, on every rank: what the ranks of a sequence group all know counts once."""
+        return self.sum(values if self.sequence.rank == 0 else [0.0] * len(values))
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank."""
@@ -100,6 +123,20 @@ class World:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def join_sequence_group(rank: int, num_ranks: int, degree: int) -> SequenceGroup:
+    """This rank's group of `degree` consecutive ranks. Every rank makes every group, as torch wants it.
+
+    Raises:
+        InputError: where the degree does not divide the ranks.
+    """
+    if num_ranks % degree:
+        raise InputError(f"engine.sequence_parallel={degree}: does not divide the {num_ranks} processes")
+    if degree == 1:
+        return ALONE
+    groups = [dist.new_group(list(range(first, first + degree))) for first in range(0, num_ranks, degree)]
+    return SequenceGroup(rank % degree, degree, groups[rank // degree])
 
 
 def launched() -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, LoRAConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.model.sequence import check_degree
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def plan_ranks(config: Config, shape: FalconH1Config) -> RankPlan:
     key = f"engine.sequence_parallel={degree}"
     if num_ranks % degree:
         raise InputError(f"{key}: does not divide the {num_ranks} processes (launch.num_nodes x num_processes)")
-    for name in ("num_attention_heads", "mamba_n_heads"):
-        if getattr(shape, name) % degree:
-            raise InputError(f"{key}: does not divide the model's {getattr(shape, name)} {name}")
+    check_degree(degree, shape.mamba_n_heads, shape.mamba_n_groups)
     return RankPlan(num_ranks, num_ranks // degree, launched)
 
 

@@ -68,8 +68,8 @@ def train_step(
     metrics = rollout_metrics(batch)
     if batch.groups:
         documents = rollout_documents(batch.groups, config)
-        rows = pack_for_rank(documents, config.limits.row_tokens, world.rank, world.size)
-        denominators = Denominators(*world.sum(loss_denominators(rows)))  # before the first backward
+        rows = pack_for_rank(documents, config.limits.row_tokens, world.data_rank, world.data_size, world.sequence.size)
+        denominators = Denominators(*world.sum_over_data(loss_denominators(rows)))  # before the first backward
         metrics["learning_rate"] = engine.learning_rate
         sums: dict[str, float] = {}
         for row in rows:
@@ -81,7 +81,7 @@ def train_step(
                 sums[name] = sums.get(name, 0.0) + value.item()
         metrics["grad_norm"] = engine.step()
         sampler.load_weights(engine)
-        metrics.update(_averages(dict(zip(sums, world.sum(list(sums.values())), strict=True))))
+        metrics.update(_averages(dict(zip(sums, world.sum_over_data(list(sums.values())), strict=True))))
     else:
         engine.skip_step()
     trained = time.perf_counter()

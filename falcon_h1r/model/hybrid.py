@@ -35,12 +35,11 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import (
 
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model import pointwise
-from falcon_h1r.model.attention import bucketed_attention
-from falcon_h1r.model.conv import packed_conv
+from falcon_h1r.model.kernels import Kernels, choose_kernels
 from falcon_h1r.model.recompute import run_layer
 from falcon_h1r.model.row import Row
 from falcon_h1r.model.sequence import ALONE, SequenceGroup, own_groups, spread_queries
-from falcon_h1r.model.ssd import final_states, ssd_scan
+from falcon_h1r.model.ssd import final_states
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin of every token's angles: two of (t, 1, d / 2)
 
@@ -106,11 +105,11 @@ def hybrid_layer(
     states: list[LayerStates] | None = None,
 ) -> Tensor:
     """One layer on a packed row: (t, E) -> (t, E). Appends to `states` where it is given."""
+    kernels = choose_kernels(hidden.device, hidden.dtype, layer.mamba.chunk_size)
     normed = rms_norm(hidden, layer.input_layernorm)
-    attention, keys, values = packed_attention(
-        layer.self_attn, scaled(normed, layer.attention_in_multiplier), row, rotation, sequence
-    )
-    mixed, conv, ssm = packed_mixer(layer.mamba, normed, row, sequence, with_states=states is not None)
+    attention_input = scaled(normed, layer.attention_in_multiplier)
+    attention, keys, values = packed_attention(layer.self_attn, attention_input, row, rotation, kernels, sequence)
+    mixed, conv, ssm = packed_mixer(layer.mamba, normed, row, kernels, sequence, with_states=states is not None)
     if states is not None:
         assert conv is not None and ssm is not None
         states.append(LayerStates(keys, values, conv, ssm))
@@ -159,13 +158,18 @@ def project_heads(attention: FalconH1Attention, hidden: Tensor, rotation: Rotati
 
 
 def packed_attention(
-    attention: FalconH1Attention, hidden: Tensor, row: Row, rotation: Rotation, sequence: SequenceGroup = ALONE
+    attention: FalconH1Attention,
+    hidden: Tensor,
+    row: Row,
+    rotation: Rotation,
+    kernels: Kernels,
+    sequence: SequenceGroup = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal attention within each document: outputs (t, E), and this rank's keys and values."""
     query, key, value = project_heads(attention, hidden, rotation)
     num_heads = query.shape[1]
     query, key, value = spread_queries(query, key, value, sequence)
-    attended = bucketed_attention(query, key, value, row, attention.scaling)
+    attended = kernels.attention(query, key, value, row, attention.scaling)
     attended = sequence.to_tokens(attended)[:, :num_heads]  # without the idle heads of a padded exchange
     return attention.o_proj(attended.flatten(1)), key, value
 
@@ -272,16 +276,21 @@ def gated_norm(mixer: FalconH1Mixer, outputs: Tensor, gate: Tensor) -> Tensor:
 
 
 def packed_mixer(
-    mixer: FalconH1Mixer, hidden: Tensor, row: Row, sequence: SequenceGroup = ALONE, with_states: bool = False
+    mixer: FalconH1Mixer,
+    hidden: Tensor,
+    row: Row,
+    kernels: Kernels,
+    sequence: SequenceGroup = ALONE,
+    with_states: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The Mamba2 mixer on a packed row: outputs (t, E) and, if asked, convolution and SSM states by document."""
     gate, conv_input, dt = project_mixer(mixer, hidden)
     conv_input, dt = spread_mixer(mixer, conv_input, dt, sequence)
     weights = scan_weights(mixer, sequence)
-    convolved = packed_conv(conv_input, weights.conv, weights.conv_bias, row.position_ids)
+    convolved = kernels.conv(conv_input, weights.conv, weights.conv_bias, row)
     x, B, C = split_conv(mixer, convolved, num_heads=len(weights.A))
     dt = step_sizes(mixer, dt, weights)
-    outputs, _ = ssd_scan(x, dt, weights.A, B, C, weights.D, row.seq_idx)
+    outputs = kernels.scan(x, dt, weights.A, B, C, weights.D, row)
     outputs = sequence.to_tokens(outputs)  # (t, H, P): gate and norm need all channels
     mixed = mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate))
     if not with_states:

@@ -54,8 +54,8 @@ def train_sft(
 def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
     """One optimizer step on the documents of the global batch: pack -> denominators -> learn."""
     world = engine.world
-    rows = pack_for_rank(batch, row_tokens, world.rank, world.size)
-    weighted, unweighted, tokens = world.sum(  # before the first backward
+    rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size)
+    weighted, unweighted, tokens = world.sum_over_data(  # before the first backward
         [
             sum(row.loss_weights.sum(dtype=torch.float64).item() for row in rows),
             sum((row.loss_weights != 0).sum().item() for row in rows),
@@ -72,7 +72,7 @@ def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) 
         local_loss += loss.item()
         local_nll -= logprobs.detach().sum().item()
     grad_norm = engine.step()
-    global_loss, global_nll = world.sum([local_loss, local_nll])
+    global_loss, global_nll = world.sum_over_data([local_loss, local_nll])
     return {
         "loss": global_loss,
         "loss_unweighted": global_nll / unweighted,
