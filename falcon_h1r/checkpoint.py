@@ -16,6 +16,7 @@ from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
+from falcon_h1r.model.kernels import choose_kernels
 from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
 from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
 from falcon_h1r.model.training_plan import plan_training
@@ -82,6 +83,8 @@ def open_policy(
     if world.is_main:
         print_inspection(results)
     model = load_model(settings, world.device)
+    if world.is_main:
+        print(choose_kernels(world.device, model.dtype, shape.mamba_chunk_size).description)
     if optimizer is not None and settings.lora.rank:
         add_adapters(model, settings.lora, config.seed)
     return model, tokenizer

@@ -52,7 +52,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     )
     if world.is_main:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
-    engine = TorchEngine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world)
+    engine = TorchEngine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world, config.engine)
     engine.check_gradient_scale()
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
     with (

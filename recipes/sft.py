@@ -63,7 +63,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
     if world.is_main:
         print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
-    engine = TorchEngine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world)
+    engine = TorchEngine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world, config.engine)
     engine.check_gradient_scale()
     with (
         Tracker(folder, "sft", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,

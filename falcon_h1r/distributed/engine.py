@@ -13,22 +13,41 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config import EngineConfig, OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.world import World
-from falcon_h1r.model.hybrid import packed_hidden_states
+from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
 from falcon_h1r.model.parameter_groups import parameter_groups
+from falcon_h1r.model.sequence import check_degree
 
 
 class TorchEngine:
-    """Data parallelism by summing gradients once a step."""
+    """Data and sequence parallelism by summing gradients once a step.
 
-    def __init__(self, model: FalconH1ForCausalLM, optimizer: OptimizerConfig, num_steps: int, world: World) -> None:
+    A rank's gradient is that of its rows, or under sequence parallelism of its tokens and heads in them: the sum over
+    all ranks is the whole either way.
+    """
+
+    def __init__(
+        self,
+        model: FalconH1ForCausalLM,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+        world: World,
+        settings: EngineConfig | None = None,
+    ) -> None:
         """
         Args:
             num_steps: optimizer steps of the whole run, which the schedule decays over.
+            settings: what a layer keeps for its backward; the grid of ranks is the world's.
+
+        Raises:
+            InputError: where the model's heads cannot be shared by the ranks of a sequence group.
         """
+        settings = settings or EngineConfig()
+        check_degree(world.sequence.size, model.config.mamba_n_heads, model.config.mamba_n_groups)
+        self.plan = ForwardPlan(world.sequence, settings.activation_checkpointing, settings.activation_offload)
         self.model = model
         self.world = world
         self.num_steps = num_steps
@@ -44,8 +63,12 @@ class TorchEngine:
         self._assert_replicas_agree()
 
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Logprobs (T) and entropies (T) of a packed row's weighted tokens, each given its prefix."""
-        return packed_logprobs(self.model, packed_hidden_states(self.model, batch), batch, temperature)
+        """Logprobs (T) and entropies (T) of a packed row's weighted tokens, each given its prefix.
+
+        Every rank of a sequence group gets the whole row's, and computes and backpropagates the same loss.
+        """
+        hidden = packed_hidden_states(self.model, batch, self.plan)
+        return packed_logprobs(self.model, hidden, batch, temperature, self.plan.sequence)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's part of the loss."""

@@ -9,27 +9,39 @@ from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model.linear_logprobs import linear_logprobs
+from falcon_h1r.model.sequence import ALONE, SequenceGroup
 
 
 def packed_logprobs(
-    model: FalconH1ForCausalLM, hidden: Tensor, batch: PackedBatch, temperature: float = 1.0
+    model: FalconH1ForCausalLM,
+    hidden: Tensor,
+    batch: PackedBatch,
+    temperature: float = 1.0,
+    sequence: SequenceGroup = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of each weighted token of a packed row given its prefix, and the entropy it was drawn from.
+
+    With sequence parallelism each rank computes what its hidden states predict: the tokens one further on, so that a
+    document that crosses a shard's border loses nothing there. All of them get the whole row's results.
 
     A row without weighted tokens stays attached to the graph, so that its backward meets every parameter.
 
     Args:
-        hidden: (T, E), final hidden states of the row.
-        batch: only tokens whose `loss_weights` differ from 0 are computed.
+        hidden: (t, E), final hidden states of this rank's tokens.
+        batch: the whole row; only tokens whose `loss_weights` differ from 0 are computed.
         temperature: the logits are divided by it.
 
     Returns:
         logprobs (T) and entropies (T, detached), float32 at least; 0 where the weight is 0.
     """
-    index = batch.loss_weights.nonzero().squeeze(1)
-    logprobs, entropies = token_logprobs(model, hidden[index - 1], batch.input_ids[index], temperature)
+    predicted = sequence.local(batch.loss_weights.roll(-1)) != 0  # by each hidden state; a row's first has weight 0
+    index = predicted.nonzero().squeeze(1)
+    targets = sequence.local(batch.input_ids.roll(-1))[index]
+    logprobs, entropies = token_logprobs(model, hidden[index], targets, temperature)
     empty = logprobs.new_zeros(len(hidden))
-    return empty.index_copy(0, index, logprobs), empty.index_copy(0, index, entropies.detach())
+    by_predictor = empty.index_copy(0, index, logprobs), empty.index_copy(0, index, entropies.detach())
+    row_logprobs, row_entropies = (sequence.gather_same(part).roll(1) for part in by_predictor)
+    return row_logprobs, row_entropies
 
 
 def token_logprobs(
