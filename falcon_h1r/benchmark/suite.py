@@ -1,0 +1,176 @@
+"""suite=model: measure every case, keep each at once, write the page.
+
+First each chunk size of a peer runs once by itself. Those near the fastest then take turns with us, run for run, so
+that a neighbour on the machine slows all of them alike; the page compares medians.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from falcon_h1r.benchmark.cases import Case, Contender, suite_cases
+from falcon_h1r.benchmark.figures import Figures, check_same_setting, figures_path
+from falcon_h1r.benchmark.flops import part_flops
+from falcon_h1r.benchmark.hardware import Peak, environment, faster, peak_flops
+from falcon_h1r.benchmark.page import write_page
+from falcon_h1r.benchmark.process import ContenderProcess, Failed, Run
+from falcon_h1r.benchmark.workloads import Setup
+from falcon_h1r.config import BenchmarkSuiteConfig, Config
+from falcon_h1r.model.load import DTYPES
+from falcon_h1r.progress import ProgressReporter
+from falcon_h1r.tracking import Tracker, environment_versions
+
+NEAR_BEST = 1.15  # times the fastest single run: a chunk size within it may be the best
+
+
+def run_suite(config: Config, folder: Path, device: torch.device) -> None:
+    """Measure what the config asks for and write the page with its figures."""
+    settings = config.benchmark
+    setup = setup_of(config, device)
+    figures = open_figures(config, setup, device)
+    cases = [case for case in suite_cases(settings) if not (settings.resume and figures.holds(case))]
+    revision = environment_versions()["git_revision"]
+    total = sum(map(_cost, cases))
+    with (
+        Tracker(folder, "benchmark", config.tracking, True, asdict(config)) as tracker,
+        tracker.progress(total, "benchmark", "thousand tokens") as progress,
+    ):
+        for case in cases:
+            flops = part_flops(case.part, setup.shape(case.vocab_size), case.lengths)
+            measured = measure_case(case, setup, settings)
+            figures.add(case.as_dict() | {"revision": revision, "forward_flops": asdict(flops), "contenders": measured})
+            figures.write(figures_path(settings.page))
+            _say(case, measured, progress)
+            progress.advance(_cost(case))
+    _raise_peak(figures, setup, device)
+    write_page(figures, Path(settings.page))
+
+
+def setup_of(config: Config, device: torch.device) -> Setup:
+    settings = config.benchmark
+    return Setup(
+        architecture=dict(config.model.architecture),
+        dtype=config.model.dtype,
+        device=device.type,
+        num_layers=settings.num_layers,
+        num_threads=torch.get_num_threads(),
+        seed=config.seed,
+        memory_limit_gib=settings.memory_limit_gib,
+        engine=config.engine,
+        optimizer=config.sft.optimizer,
+    )
+
+
+def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
+    """The page's figures so far, without those about to be measured again; new ones where there is no page.
+
+    Raises:
+        InputError: where the page's are of another machine or model.
+    """
+    settings, path = config.benchmark, figures_path(config.benchmark.page)
+    ours = environment(device)
+    shape = {
+        "architecture": setup.architecture,
+        "num_layers": setup.shape().num_hidden_layers,
+        "dtype": setup.dtype,
+        "activation_checkpointing": setup.engine.activation_checkpointing,
+    }
+    check_same_setting(path, ours, shape)
+    if path.exists():
+        figures = Figures.read(path)
+        _raise_peak(figures, setup, device)
+    else:
+        figures = Figures(ours, asdict(peak_flops(device, DTYPES[setup.dtype])), shape)
+    command = " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    figures.commands = [*(known for known in figures.commands if known != command), command]
+    if not settings.resume:
+        figures.cases = {key: case for key, case in figures.cases.items() if case["part"] not in settings.parts}
+    return figures
+
+
+def _raise_peak(figures: Figures, setup: Setup, device: torch.device) -> None:
+    """Measured anew at each start and end of a run; the best of all holds."""
+    figures.peak = asdict(faster(Peak(**figures.peak), peak_flops(device, DTYPES[setup.dtype])))
+
+
+# -----------------------------------------------------------------------------
+# One case
+
+
+def measure_case(case: Case, setup: Setup, settings: BenchmarkSuiteConfig) -> list[dict[str, Any]]:
+    """Every contender's runs, or why there are none."""
+    runs: dict[Contender, list[Run]] = {contender: [] for contender in case.contenders}
+    reasons = {contender: contender.skipped for contender in case.contenders}
+
+    def keep(contender: Contender, outcome: Run | Failed) -> None:
+        if isinstance(outcome, Run):
+            runs[contender].append(outcome)
+        else:
+            reasons[contender] = outcome.reason
+
+    for contender in _rivals(case):
+        with closing(ContenderProcess(case, contender, setup, settings.max_seconds)) as process:
+            keep(contender, process.run())
+    finalists = _finalists(case, runs, reasons)
+    for contender in finalists:
+        runs[contender].clear()  # what they ran alone does not count
+    groups = [finalists] if settings.interleave else [[contender] for contender in finalists]
+    for group in groups:
+        with ExitStack() as stack:
+            processes = {
+                contender: stack.enter_context(closing(ContenderProcess(case, contender, setup, settings.max_seconds)))
+                for contender in group
+            }
+            started = time.monotonic()
+            for repeat in range(settings.repeats):
+                if repeat > 0 and time.monotonic() - started > settings.enough_seconds:
+                    break
+                for contender, process in processes.items():
+                    if reasons[contender] is None:
+                        keep(contender, process.run())
+    return [
+        asdict(contender) | {"reason": reasons[contender], "runs": [asdict(run) for run in runs[contender]]}
+        for contender in case.contenders
+    ]
+
+
+def _rivals(case: Case) -> list[Contender]:
+    """Contenders that compete with others of their path."""
+    paths = [contender.path for contender in case.contenders]
+    return [contender for contender in case.contenders if paths.count(contender.path) > 1]
+
+
+def _finalists(case: Case, runs: dict[Contender, list[Run]], reasons: dict[Contender, str | None]) -> list[Contender]:
+    """All that run at all, but of each path only the chunk sizes near the fastest."""
+
+    def seconds(contender: Contender) -> float:
+        return sum(runs[contender][0].seconds.values()) if runs[contender] else 0.0
+
+    able = [contender for contender in case.contenders if reasons[contender] is None]
+    best = {contender.path: min(seconds(other) for other in able if other.path == contender.path) for contender in able}
+    return [contender for contender in able if seconds(contender) <= NEAR_BEST * best[contender.path]]
+
+
+def _cost(case: Case) -> int:
+    """For the progress bar: thousands of tokens over all contenders that run."""
+    able = sum(contender.skipped is None for contender in case.contenders)
+    return max(1, able * case.num_tokens // 1000)
+
+
+def _say(case: Case, measured: Sequence[dict[str, Any]], progress: ProgressReporter) -> None:
+    """One line a case."""
+    parts = []
+    for contender in measured:
+        chunk = "" if contender["chunk_size"] is None else f" {contender['chunk_size']}"
+        seconds = sorted(sum(run["seconds"].values()) for run in contender["runs"])
+        shown = f"{seconds[len(seconds) // 2]:.3g} s" if seconds else contender["reason"]
+        parts.append(f"{contender['path']}{chunk}: {shown}")
+    print(f"{case.key}: {', '.join(parts)}", flush=True)
