@@ -130,11 +130,10 @@ class Result:
 def result_of(case: Mapping[str, Any], path: str) -> Result | str | None:
     """The path's figures at its fastest chunk size, why there are none, or None where it does not take part."""
     contenders = [contender for contender in case["contenders"] if contender["path"] == path]
-    measured = [_result(contender) for contender in contenders if contender["runs"]]
+    measured = [_result(contender) for contender in contenders if contender["is_finalist"] and contender["runs"]]
     if measured:
-        most_runs = max(result.num_runs for result in measured)
-        return min((r for r in measured if r.num_runs == most_runs), key=lambda result: result.total_seconds)
-    return contenders[0]["reason"] if contenders else None
+        return min(measured, key=lambda result: result.total_seconds)
+    return next((contender["reason"] for contender in contenders if contender["reason"]), None)
 
 
 def paths_of(case: Mapping[str, Any]) -> list[str]:

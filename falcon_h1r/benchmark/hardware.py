@@ -20,7 +20,7 @@ GPU_BF16_FLOPS = {
     "NVIDIA L40S": 362e12,
 }
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
-MATMUL_RUNS = 8
+MATMUL_RUNS = 4
 
 
 @dataclass(frozen=True, slots=True)

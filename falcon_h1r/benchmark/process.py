@@ -49,11 +49,15 @@ class ContenderProcess:
         self._failure: Failed | None = None
         self._is_ready = False
 
-    def run(self) -> Run | Failed:
-        """Work once, having waited until everything is built."""
+    def wait(self) -> None:
+        """Until everything is built, or the process has failed."""
         if not self._is_ready and self._failure is None:
             self._receive()
             self._is_ready = True
+
+    def run(self) -> Run | Failed:
+        """Work once."""
+        self.wait()
         if self._failure is not None:
             return self._failure
         self._connection.send("run")
@@ -78,7 +82,7 @@ class ContenderProcess:
             answer = Failed(f"killed by signal {-code}" if code < 0 else f"ended with status {code}")
         if answer is None:
             self._process.kill()
-            answer = Failed(f"stopped after {self._max_seconds:.0f} s")
+            answer = Failed(f"stopped after {self._max_seconds:g} s")
         if isinstance(answer, Failed):
             self._failure = answer
         return answer

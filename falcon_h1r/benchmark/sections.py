@@ -96,13 +96,13 @@ def model_section(figures: Figures) -> list[str]:
     lines: list[str] = []
     for case in figures.of_part("model"):
         ours = result_of(case, OURS)
+        vocabulary = case["vocab_size"] or figures.shape["architecture"]["vocab_size"]
         lines += [
             f"## The model on {len(case['lengths'])} documents in {case['num_tokens']:,} tokens",
             "",
-            f"Vocabulary {case['vocab_size'] or figures.shape['architecture']['vocab_size']:,}, cross-entropy of every "
-            "token. transformers is right one document after",
-            "the other and as a padded batch; as one row with `position_ids` its documents leak into each other through",
-            "convolution and scan, and it stands here for its speed only.",
+            f"Vocabulary {vocabulary:,}, cross-entropy of every token. transformers is right one document after",
+            "the other and as a padded batch; as one row with `position_ids` its documents leak into each other, and",
+            "it stands here for its speed only.",
             "",
         ]
         rows = []

@@ -1,11 +1,12 @@
 """suite=model: measure every case, keep each at once, write the page.
 
-First each chunk size of a peer runs once by itself. Those near the fastest then take turns with us, run for run, so
-that a neighbour on the machine slows all of them alike; the page compares medians.
+First the chunk sizes of a peer compete among themselves. Those near the fastest then take turns with us, run for run,
+so that a neighbour on the machine slows all of them alike; the page compares medians.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ from falcon_h1r.model.load import DTYPES
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.tracking import Tracker, environment_versions
 
-NEAR_BEST = 1.15  # times the fastest single run: a chunk size within it may be the best
+TRIAL_ROUNDS = 2
+NEAR_BEST = 1.15  # times the fastest trial: a chunk size within it may be the best
 
 
 def run_suite(config: Config, folder: Path, device: torch.device) -> None:
@@ -50,7 +52,8 @@ def run_suite(config: Config, folder: Path, device: torch.device) -> None:
             figures.write(figures_path(settings.page))
             _say(case, measured, progress)
             progress.advance(_cost(case))
-    _raise_peak(figures, setup, device)
+    if cases:
+        _raise_peak(figures, setup, device)
     write_page(figures, Path(settings.page))
 
 
@@ -86,10 +89,9 @@ def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
     check_same_setting(path, ours, shape)
     if path.exists():
         figures = Figures.read(path)
-        _raise_peak(figures, setup, device)
     else:
         figures = Figures(ours, asdict(peak_flops(device, DTYPES[setup.dtype])), shape)
-    command = " ".join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     figures.commands = [*(known for known in figures.commands if known != command), command]
     if not settings.resume:
         figures.cases = {key: case for key, case in figures.cases.items() if case["part"] not in settings.parts}
@@ -97,7 +99,7 @@ def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
 
 
 def _raise_peak(figures: Figures, setup: Setup, device: torch.device) -> None:
-    """Measured anew at each start and end of a run; the best of all holds."""
+    """Measured again at the end of a run: the best of all holds."""
     figures.peak = asdict(faster(Peak(**figures.peak), peak_flops(device, DTYPES[setup.dtype])))
 
 
@@ -107,52 +109,66 @@ def _raise_peak(figures: Figures, setup: Setup, device: torch.device) -> None:
 
 def measure_case(case: Case, setup: Setup, settings: BenchmarkSuiteConfig) -> list[dict[str, Any]]:
     """Every contender's runs, or why there are none."""
-    runs: dict[Contender, list[Run]] = {contender: [] for contender in case.contenders}
     reasons = {contender: contender.skipped for contender in case.contenders}
+    runs: dict[Contender, list[Run]] = {contender: [] for contender in case.contenders}
 
-    def keep(contender: Contender, outcome: Run | Failed) -> None:
-        if isinstance(outcome, Run):
-            runs[contender].append(outcome)
-        else:
-            reasons[contender] = outcome.reason
+    def take_turns(contenders: list[Contender], rounds: int) -> None:
+        for group in [contenders] if settings.interleave else [[contender] for contender in contenders]:
+            for contender, outcomes in _take_turns(case, group, rounds, setup, settings).items():
+                runs[contender] = [outcome for outcome in outcomes if isinstance(outcome, Run)]
+                failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failed)]
+                reasons[contender] = failures[0] if failures else None
 
-    for contender in _rivals(case):
-        with closing(ContenderProcess(case, contender, setup, settings.max_seconds)) as process:
-            keep(contender, process.run())
+    for rivals in _rivals(case):
+        take_turns(rivals, TRIAL_ROUNDS)
     finalists = _finalists(case, runs, reasons)
-    for contender in finalists:
-        runs[contender].clear()  # what they ran alone does not count
-    groups = [finalists] if settings.interleave else [[contender] for contender in finalists]
-    for group in groups:
-        with ExitStack() as stack:
-            processes = {
-                contender: stack.enter_context(closing(ContenderProcess(case, contender, setup, settings.max_seconds)))
-                for contender in group
-            }
-            started = time.monotonic()
-            for repeat in range(settings.repeats):
-                if repeat > 0 and time.monotonic() - started > settings.enough_seconds:
-                    break
-                for contender, process in processes.items():
-                    if reasons[contender] is None:
-                        keep(contender, process.run())
+    take_turns(finalists, settings.repeats)
     return [
-        asdict(contender) | {"reason": reasons[contender], "runs": [asdict(run) for run in runs[contender]]}
+        asdict(contender)
+        | {
+            "is_finalist": contender in finalists,
+            "reason": reasons[contender],
+            "runs": [asdict(run) for run in runs[contender]],
+        }
         for contender in case.contenders
     ]
 
 
-def _rivals(case: Case) -> list[Contender]:
-    """Contenders that compete with others of their path."""
-    paths = [contender.path for contender in case.contenders]
-    return [contender for contender in case.contenders if paths.count(contender.path) > 1]
+def _take_turns(
+    case: Case, contenders: list[Contender], rounds: int, setup: Setup, settings: BenchmarkSuiteConfig
+) -> dict[Contender, list[Run | Failed]]:
+    """All alive together, one run each in every round; a contender that failed is out."""
+    outcomes: dict[Contender, list[Run | Failed]] = {contender: [] for contender in contenders}
+    with ExitStack() as stack:
+        processes = {
+            contender: stack.enter_context(closing(ContenderProcess(case, contender, setup, settings.max_seconds)))
+            for contender in contenders
+        }
+        for process in processes.values():
+            process.wait()  # a neighbour that still builds would disturb
+        started = time.monotonic()
+        for done in range(rounds):
+            if done > 0 and time.monotonic() - started > settings.enough_seconds:
+                break
+            for contender, process in processes.items():
+                if not any(isinstance(outcome, Failed) for outcome in outcomes[contender]):
+                    outcomes[contender].append(process.run())
+    return outcomes
+
+
+def _rivals(case: Case) -> list[list[Contender]]:
+    """Contenders of one path, where there are several."""
+    by_path: dict[str, list[Contender]] = {}
+    for contender in case.contenders:
+        by_path.setdefault(contender.path, []).append(contender)
+    return [rivals for rivals in by_path.values() if len(rivals) > 1]
 
 
 def _finalists(case: Case, runs: dict[Contender, list[Run]], reasons: dict[Contender, str | None]) -> list[Contender]:
     """All that run at all, but of each path only the chunk sizes near the fastest."""
 
     def seconds(contender: Contender) -> float:
-        return sum(runs[contender][0].seconds.values()) if runs[contender] else 0.0
+        return min((sum(run.seconds.values()) for run in runs[contender]), default=0.0)
 
     able = [contender for contender in case.contenders if reasons[contender] is None]
     best = {contender.path: min(seconds(other) for other in able if other.path == contender.path) for contender in able}
