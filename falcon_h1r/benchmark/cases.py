@@ -21,8 +21,11 @@ from falcon_h1r.config_checks import BENCHMARK_PARTS
 MIX_SIGMA = 0.7  # of the log-normal mix: its longest of a few dozen is about four times its median
 MIX_DOCUMENTS = 16
 
+CHECKPOINTED = ", activation checkpointing"
+
 OURS = "ours"
-BY_DOCUMENT, PADDED, LEAKING = "one by one", "padded", "one row, leaking"  # how transformers is run
+PEER = "transformers"  # where there is one way to run it; else one of
+BY_DOCUMENT, PADDED, LEAKING = "one by one", "padded", "one row, leaking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,12 @@ class Case:
         return asdict(self) | {"key": self.key, "lengths": list(self.lengths), "num_tokens": self.num_tokens}
 
 
-def suite_cases(settings: BenchmarkSuiteConfig) -> list[Case]:
-    """Every case of the parts asked for, short ones first within a part."""
+def suite_cases(settings: BenchmarkSuiteConfig, checkpointed: bool = False) -> list[Case]:
+    """Every case of the parts asked for, short ones first within a part.
+
+    Args:
+        checkpointed: whether the engine recomputes activations; named in the training step's cases.
+    """
     make = {
         "scan": lambda: [_scan(settings, "scan", length) for length in settings.scan_lengths],
         "scan_alone": lambda: [_scan(settings, "scan_alone", length) for length in settings.scan_alone_lengths],
@@ -66,14 +73,14 @@ def suite_cases(settings: BenchmarkSuiteConfig) -> list[Case]:
         "lengths": lambda: [
             _row(settings, length, layout) for length in settings.row_lengths for layout in settings.row_layouts
         ],
-        "row": lambda: [_train_row(settings, documents) for documents in settings.train_row_documents],
+        "row": lambda: [_train_row(settings, documents, checkpointed) for documents in settings.train_row_documents],
         "loss": lambda: [_peer_loss(settings), _loss(settings)],
     }
     return [case for part in BENCHMARK_PARTS if part in settings.parts for case in make[part]()]
 
 
 def _scan(settings: BenchmarkSuiteConfig, part: str, length: int) -> Case:
-    return Case(part, "one", (length,), None, (Contender(OURS), *_peers(settings, part, length, BY_DOCUMENT)))
+    return Case(part, "one", (length,), None, (Contender(OURS), *_peers(settings, part, length, PEER)))
 
 
 def _model(settings: BenchmarkSuiteConfig) -> Case:
@@ -89,9 +96,10 @@ def _row(settings: BenchmarkSuiteConfig, length: int, layout: str) -> Case:
     return Case("lengths", layout, lengths, settings.vocab_size, (Contender(OURS), *peers))
 
 
-def _train_row(settings: BenchmarkSuiteConfig, num_documents: int) -> Case:
+def _train_row(settings: BenchmarkSuiteConfig, num_documents: int, checkpointed: bool) -> Case:
     lengths = equal_lengths(settings.train_row_tokens, num_documents)
-    return Case("row", f"{num_documents} documents", lengths, None, (Contender(OURS),))
+    layout = f"{num_documents} documents" + (CHECKPOINTED if checkpointed else "")
+    return Case("row", layout, lengths, None, (Contender(OURS),))
 
 
 def _loss(settings: BenchmarkSuiteConfig) -> Case:

@@ -52,9 +52,10 @@ def _header(figures: Figures, has_gpu_page: bool) -> list[str]:
     revisions = sorted({case["revision"] for case in figures.cases.values()})
     fewest, most = num_runs(figures)
     runs = str(most) if fewest == most else f"{fewest} to {most}"
+    layers = "layer" if shape["num_layers"] == 1 else "layers"
     size = (
-        f"{shape['num_layers']} layers, hidden {architecture['hidden_size']}, MLP {architecture['intermediate_size']}, "
-        f"{architecture['num_attention_heads']} attention heads and {architecture['num_key_value_heads']} KV heads, "
+        f"{shape['num_layers']} {layers}, hidden {architecture['hidden_size']}, MLP {architecture['intermediate_size']}"
+        f", {architecture['num_attention_heads']} attention heads and {architecture['num_key_value_heads']} KV heads, "
         f"{architecture['mamba_n_heads']} SSM heads of {architecture['mamba_d_head']} with state "
         f"{architecture['mamba_d_state']}, {shape['dtype']}, random weights"
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from falcon_h1r.benchmark import bars
-from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, MIX_DOCUMENTS, MIX_SIGMA, OURS, PADDED
+from falcon_h1r.benchmark.cases import BY_DOCUMENT, CHECKPOINTED, LEAKING, MIX_DOCUMENTS, MIX_SIGMA, OURS, PADDED, PEER
 from falcon_h1r.benchmark.figures import Figures, Result, paths_of, result_of
 from falcon_h1r.benchmark.flops import BACKWARD_TO_FORWARD, mfu
-from falcon_h1r.benchmark.tables import GIB, NONE, chunk, gib, judged, lap, memory_share, speedup, table, times
+from falcon_h1r.benchmark.tables import GIB, NONE, Outcome, chunk, gib, judged, lap, memory_share, speedup, table, times
 
 Case = dict[str, Any]
 
@@ -33,7 +33,7 @@ def scan_section(figures: Figures) -> list[str]:
         bar = bars.SCAN_SPEED.get(tokens) if _is_judged(figures, case) else None
         is_long = _is_judged(figures, case, bars.SCAN_MEMORY_FROM_TOKENS)
         share_bar = bars.SCAN_MEMORY_SHARE if is_long else None
-        rows.append(_compared(case, BY_DOCUMENT, bar, share_bar))
+        rows.append(_compared(case, bar, share_bar))
     lines += table(COMPARED, rows)
     return lines + _growth(figures, cases)
 
@@ -43,7 +43,7 @@ def scan_alone_section(figures: Figures) -> list[str]:
     if not cases:
         return []
     lines = ["## The scan alone", "", "From x, dt, B and C to y, the same tensors on both sides.", ""]
-    return lines + table(COMPARED, [_compared(case, BY_DOCUMENT, None, None) for case in cases])
+    return lines + table(COMPARED, [_compared(case) for case in cases])
 
 
 COMPARED = (
@@ -52,9 +52,8 @@ COMPARED = (
 )  # fmt: skip
 
 
-def _compared(case: Case, peer_path: str, bar: float | None, share_bar: float | None) -> list[str]:
-    ours, peer = result_of(case, OURS), result_of(case, peer_path)
-    both = isinstance(ours, Result) and isinstance(peer, Result)
+def _compared(case: Case, bar: float | None = None, share_bar: float | None = None) -> list[str]:
+    ours, peer = result_of(case, OURS), result_of(case, PEER)
     return [
         f"{case['num_tokens']:,}",
         lap(ours, "forward") if isinstance(ours, Result) else str(ours),
@@ -66,13 +65,16 @@ def _compared(case: Case, peer_path: str, bar: float | None, share_bar: float | 
         gib(ours.growth_bytes) if isinstance(ours, Result) else NONE,
         gib(peer.growth_bytes) if isinstance(peer, Result) else NONE,
         judged(memory_share(ours, peer), share_bar, at_most=True, unit="%"),
-        f"{_difference(ours, peer, 'grad_norm'):.0e}" if both else NONE,  # type: ignore[arg-type]
+        _difference(ours, peer),
     ]
 
 
-def _difference(one: Result, other: Result, fact: str) -> float:
-    """Relative."""
-    return abs(one.facts[fact] - other.facts[fact]) / max(abs(other.facts[fact]), 1e-30)
+def _difference(ours: Outcome, peer: Outcome) -> str:
+    """Between the norms of all gradients, relative."""
+    if not (isinstance(ours, Result) and isinstance(peer, Result)):
+        return NONE
+    norms = ours.facts["grad_norm"], peer.facts["grad_norm"]
+    return f"{abs(norms[0] - norms[1]) / max(norms[1], 1e-30):.0e}"
 
 
 def _growth(figures: Figures, cases: list[Case]) -> list[str]:
@@ -116,7 +118,7 @@ def model_section(figures: Figures) -> list[str]:
     return lines
 
 
-def _agreement(case: Case, ours: Result | str | None) -> list[str]:
+def _agreement(case: Case, ours: Outcome) -> list[str]:
     if not isinstance(ours, Result):
         return []
     gaps = {}
@@ -139,7 +141,7 @@ def _agreement(case: Case, ours: Result | str | None) -> list[str]:
 SPEED = ("its chunk", "fwd, tokens/s", "fwd + bwd, tokens/s", "MFU", "peak, GiB")
 
 
-def _speed_cells(case: Case, result: Result | str | None, figures: Figures) -> list[str]:
+def _speed_cells(case: Case, result: Outcome, figures: Figures) -> list[str]:
     if not isinstance(result, Result):
         return [NONE, str(result), NONE, NONE, NONE]
     tokens, forward = case["num_tokens"], sum(case["forward_flops"].values())
@@ -157,7 +159,7 @@ def _who(path: str) -> str:
     return path if path == OURS else f"transformers, {path}"
 
 
-def _loss_cell(result: Result | str | None) -> str:
+def _loss_cell(result: Outcome) -> str:
     return f"{result.facts['loss']:.6f}" if isinstance(result, Result) else NONE
 
 
@@ -193,14 +195,14 @@ def row_section(figures: Figures) -> list[str]:
     cases = figures.of_part("row")
     if not cases:
         return []
-    lines = ["## A training step on one long row", "", "Forward, loss, backward and AdamW through `TorchEngine`, ", ""]
-    kept = "with" if figures.shape["activation_checkpointing"] else "without"
     vocabulary = f"{figures.shape['architecture']['vocab_size']:,}"
-    lines[2] += f"vocabulary {vocabulary}, {kept} activation checkpointing."
+    lines = ["## A training step on one long row", ""]
+    lines += [f"Forward, loss, backward and AdamW through `TorchEngine`, vocabulary {vocabulary}.", ""]
     rows = []
     for case in cases:
         ours = result_of(case, OURS)
-        cells = [f"{case['num_tokens']:,}", str(len(case["lengths"]))]
+        checkpointed = "yes" if case["layout"].endswith(CHECKPOINTED) else "no"
+        cells = [f"{case['num_tokens']:,}", str(len(case["lengths"])), checkpointed]
         if not isinstance(ours, Result):
             rows.append([*cells, str(ours), *[NONE] * 5])
             continue
@@ -211,7 +213,8 @@ def row_section(figures: Figures) -> list[str]:
         share = mfu(flops, ours.total_seconds, figures.peak["flops_per_second"])
         rows.append([*cells, *laps, f"{case['num_tokens'] / ours.total_seconds:,.0f}", f"{share:.1%}", peak])
     what = "the process's peak" if figures.environment["device"] == "cpu" else "peak, weights included"
-    return lines + table(("tokens", "documents", "fwd, s", "bwd, s", "AdamW, s", "tokens/s", "MFU", what), rows)
+    header = ("tokens", "documents", "activations recomputed", "fwd, s", "bwd, s", "AdamW, s", "tokens/s", "MFU", what)
+    return lines + table(header, rows)
 
 
 def loss_section(figures: Figures) -> list[str]:

@@ -38,7 +38,11 @@ def run_suite(config: Config, folder: Path, device: torch.device) -> None:
     settings = config.benchmark
     setup = setup_of(config, device)
     figures = open_figures(config, setup, device)
-    cases = [case for case in suite_cases(settings) if not (settings.resume and figures.holds(case))]
+    cases = [
+        case
+        for case in suite_cases(settings, setup.engine.activation_checkpointing)
+        if not (settings.resume and figures.holds(case))
+    ]
     revision = environment_versions()["git_revision"]
     total = sum(map(_cost, cases))
     with (
@@ -84,7 +88,6 @@ def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
         "architecture": setup.architecture,
         "num_layers": setup.shape().num_hidden_layers,
         "dtype": setup.dtype,
-        "activation_checkpointing": setup.engine.activation_checkpointing,
     }
     check_same_setting(path, ours, shape)
     if path.exists():

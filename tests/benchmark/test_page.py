@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, OURS, PADDED, Case, Contender
+from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, OURS, PADDED, PEER, Case, Contender, suite_cases
 from falcon_h1r.benchmark.figures import Figures, check_same_setting, result_of
 from falcon_h1r.benchmark.page import render, write_page
+from falcon_h1r.config import BenchmarkSuiteConfig
 from falcon_h1r.types import InputError
 
 GIB = 1024**3
@@ -18,7 +19,7 @@ SHAPE = {
         "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2,
         "mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 64, "num_hidden_layers": 4, "vocab_size": 130_048,
     },
-    "num_layers": 4, "dtype": "float32", "activation_checkpointing": False,
+    "num_layers": 4, "dtype": "float32",
 }  # fmt: skip
 ENVIRONMENT = {"device": "cpu", "hardware": "Abacus, one thread", "torch": "2", "transformers": "5"}
 FLOPS = {"linear": 600, "convolution": 100, "attention": 100, "scan": 100, "head": 100}
@@ -54,7 +55,7 @@ def figures_of(*cases: tuple[Case, list[dict[str, Any]]]) -> Figures:
 
 
 def scan_case(length: int) -> Case:
-    peers = tuple(Contender(BY_DOCUMENT, size) for size in (64, 256))
+    peers = tuple(Contender(PEER, size) for size in (64, 256))
     return Case("scan", "one", (length,), None, (Contender(OURS), *peers))
 
 
@@ -76,7 +77,7 @@ def test_the_peer_stands_there_at_its_best_chunk_size_and_by_its_median() -> Non
 
 def test_a_lucky_trial_does_not_beat_the_median_of_finalists() -> None:
     figures = figures_of((scan_case(8192), [runs(1.0), runs(3.0), runs(2.9) | {"is_finalist": False}]))
-    result = result_of(figures.cases["scan/one/8192"], BY_DOCUMENT)
+    result = result_of(figures.cases["scan/one/8192"], PEER)
     assert not isinstance(result, str) and result is not None
     assert result.chunk_size == 64
 
@@ -115,6 +116,14 @@ def test_the_page_names_where_it_was_measured_and_what_was_not() -> None:
     page = render(figures_of((scan_case(8192), [runs(1.0), runs(2.0), runs(3.0)])), None, False)
     for expected in ("python x.py", "Abacus, one thread", "torch 2, transformers 5; revision abc", "GPU are missing"):
         assert expected in page
+
+
+def test_a_training_step_stands_with_and_without_recomputed_activations() -> None:
+    settings = BenchmarkSuiteConfig(parts=["row"], train_row_tokens=49_152, train_row_documents=[8])
+    kept, recomputed = (suite_cases(settings, checkpointed)[0] for checkpointed in (False, True))
+    page = render(figures_of((kept, [runs(3.0, gib=5.0)]), (recomputed, [runs(4.0, gib=2.0)])), None, False)
+    assert cells(page, "49,152", "8", "no")[-1] == "10.00 GiB (at most 8 GiB: **missed**)"
+    assert cells(page, "49,152", "8", "yes")[-1] == "4.00 GiB (at most 8 GiB: met)"
 
 
 def test_fewer_layers_are_said_plainly() -> None:
