@@ -39,7 +39,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Work on one row. The contenders of one path differ in chunk size; the fastest of them stands for the path."""
+    """Work on one row. The contenders of one path differ in chunk size; the fastest stands for the path."""
 
     part: str
     layout: str

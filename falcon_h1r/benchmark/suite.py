@@ -1,7 +1,7 @@
 """suite=model: measure every case, keep each at once, write the page.
 
-First the chunk sizes of a peer compete among themselves. Those near the fastest then take turns with us, run for run,
-so that a neighbour on the machine slows all of them alike; the page compares medians.
+First the chunk sizes of a peer compete among themselves. The fastest then takes turns with us, run for run, so that a
+neighbour on the machine slows both alike; the page compares medians.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from falcon_h1r.model.load import DTYPES
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.tracking import Tracker, environment_versions
 
-TRIAL_ROUNDS = 2
-NEAR_BEST = 1.15  # times the fastest trial: a chunk size within it may be the best
+TRIAL_ROUNDS = 2  # of which the faster counts
 
 
 def run_suite(config: Config, folder: Path, device: torch.device) -> None:
@@ -168,14 +167,14 @@ def _rivals(case: Case) -> list[list[Contender]]:
 
 
 def _finalists(case: Case, runs: dict[Contender, list[Run]], reasons: dict[Contender, str | None]) -> list[Contender]:
-    """All that run at all, but of each path only the chunk sizes near the fastest."""
+    """Of each path, the one chunk size that was fastest in its trials."""
 
     def seconds(contender: Contender) -> float:
         return min((sum(run.seconds.values()) for run in runs[contender]), default=0.0)
 
     able = [contender for contender in case.contenders if reasons[contender] is None]
-    best = {contender.path: min(seconds(other) for other in able if other.path == contender.path) for contender in able}
-    return [contender for contender in able if seconds(contender) <= NEAR_BEST * best[contender.path]]
+    paths = dict.fromkeys(contender.path for contender in able)
+    return [min((contender for contender in able if contender.path == path), key=seconds) for path in paths]
 
 
 def _cost(case: Case) -> int:

@@ -75,7 +75,7 @@ def test_the_peer_stands_there_at_its_best_chunk_size_and_by_its_median() -> Non
     assert row[9] == "50%", "memory is judged from 32k on"
 
 
-def test_a_lucky_trial_does_not_beat_the_median_of_finalists() -> None:
+def test_a_trial_of_another_chunk_size_is_not_compared() -> None:
     figures = figures_of((scan_case(8192), [runs(1.0), runs(3.0), runs(2.9) | {"is_finalist": False}]))
     result = result_of(figures.cases["scan/one/8192"], PEER)
     assert not isinstance(result, str) and result is not None

@@ -11,8 +11,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from falcon_h1r.benchmark.cases import OURS, Case, Contender
-from falcon_h1r.benchmark.process import ContenderProcess, Failed
-from falcon_h1r.benchmark.suite import measure_case
+from falcon_h1r.benchmark.process import ContenderProcess, Failed, Run
+from falcon_h1r.benchmark.suite import _finalists, measure_case
 from falcon_h1r.benchmark.workloads import Setup
 from falcon_h1r.config import BenchmarkSuiteConfig, Config
 from falcon_h1r.distributed.world import World
@@ -74,3 +74,14 @@ def test_a_contender_that_takes_too_long_is_stopped() -> None:
     assert process.run() == Failed("stopped after 0.01 s")
     process.close()
     assert not process._process.is_alive()
+
+
+def test_of_each_path_the_fastest_chunk_size_is_compared() -> None:
+    slow, fast, broken, other = (Contender(path, size) for path, size in (("a", 1), ("a", 2), ("a", 3), ("b", 1)))
+    case = Case("scan", "one", (64,), None, (Contender(OURS), slow, fast, broken, other))
+    runs = {contender: [] for contender in case.contenders} | {
+        contender: [Run({"forward": seconds}, 0, 0, {}) for seconds in trials]
+        for contender, trials in ((slow, (3.0, 2.0)), (fast, (9.0, 1.0)))
+    }
+    reasons = {contender: "out of memory" if contender is broken else None for contender in case.contenders}
+    assert _finalists(case, runs, reasons) == [Contender(OURS), fast, other]
