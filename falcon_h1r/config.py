@@ -343,11 +343,34 @@ class VerifierConfig:
 
 @dataclass
 class BenchmarkSuiteConfig:
-    """What recipes/benchmark.py measures or collects, and the page it writes."""
+    """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    suite: str = "quickstart"  # quickstart: finished pipeline runs of several seeds, pooled into one table
-    runs: list[str] = field(default_factory=list)  # their run folders
+    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model: speed and memory, measured
     page: str = "docs/benchmarks/quickstart.md"
+    runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
+
+    # Of model. The weights are random ones of model.architecture; model.path is not read.
+    parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])
+    num_layers: Optional[int] = None  # fewer layers than the architecture's, to fit; said so on the page
+    vocab_size: Optional[int] = None  # of parts model and lengths: small, so that the head does not dominate
+    repeats: int = 3
+    enough_seconds: float = 300.0  # a case that has run so long repeats no further
+    max_seconds: float = 1800.0  # of one process, for one forward and backward; beyond, it is stopped and said so
+    memory_limit_gib: Optional[float] = None  # of one process on the CPU; beyond, it fails and its row says so
+    interleave: bool = True  # competitors alive together, taking turns; false: one after the other
+    resume: bool = False  # keep what the page's figures hold of these parts; other parts' are always kept
+
+    peer_chunk_sizes: list[int] = field(default_factory=lambda: [64])  # tried for transformers; the best is compared
+    peer_max_tokens: dict[str, int] = field(default_factory=dict)  # part: transformers is skipped above; none: never
+    scan_lengths: list[int] = field(default_factory=lambda: [8192])
+    scan_alone_lengths: list[int] = field(default_factory=lambda: [8192])
+    model_documents: list[int] = field(default_factory=lambda: [1024] * 8)  # their lengths
+    row_lengths: list[int] = field(default_factory=lambda: [8192])  # of part lengths
+    row_layouts: list[str] = field(default_factory=lambda: ["one", "eight", "mixed"])  # documents of such a row
+    train_row_tokens: int = 49_152  # of part row, a whole training step
+    train_row_documents: list[int] = field(default_factory=lambda: [8, 1])  # how many documents share it
+    loss_tokens: int = 49_152
+    loss_peer_tokens: int = 2048  # at which the naive loss still fits
 
 
 @dataclass

@@ -10,9 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import Config, CurateConfig, GRPOConfig, LimitsConfig, LoRAConfig, ModelConfig, OptimizerConfig
+from falcon_h1r.config import (
+    BenchmarkSuiteConfig,
+    Config,
+    CurateConfig,
+    GRPOConfig,
+    LimitsConfig,
+    LoRAConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from falcon_h1r.types import InputError
 
+BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
+BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
     "conv1d": "the convolution, which reads this module's weight,",
     "out_proj": "fused kernels, which read this module's weight,",
@@ -72,6 +83,7 @@ def check_config(config: Config) -> None:
     for key, number in _counts(config):
         _at_least(key, number, 1)
     _check_grpo(config.grpo)
+    _check_benchmark(config.benchmark)
 
 
 def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
@@ -174,6 +186,22 @@ def _check_grpo(grpo: GRPOConfig) -> None:
         )
 
 
+def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
+    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model"))
+    for key, names, choices in (
+        ("parts", benchmark.parts, BENCHMARK_PARTS),
+        ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
+        ("row_layouts", benchmark.row_layouts, BENCHMARK_LAYOUTS),
+    ):
+        for name in names:
+            _one_of(f"benchmark.{key}", name, choices)
+    for key in ("scan_lengths", "scan_alone_lengths", "model_documents", "train_row_documents", "peer_chunk_sizes"):
+        for number in getattr(benchmark, key):
+            _at_least(f"benchmark.{key}", number, 1 if key == "train_row_documents" else 2)
+    for length in benchmark.row_lengths:
+        _at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
+
+
 def _counts(config: Config) -> list[tuple[str, float]]:
     """Numbers that cannot be below one."""
     counts: list[tuple[str, float | None]] = [
@@ -198,6 +226,12 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("evaluate.num_samples", config.evaluate.num_samples),
         ("evaluate.max_slots", config.evaluate.max_slots),
         ("verifier.num_workers", config.verifier.num_workers),
+        ("benchmark.repeats", config.benchmark.repeats),
+        ("benchmark.num_layers", config.benchmark.num_layers),
+        ("benchmark.vocab_size", config.benchmark.vocab_size),
+        ("benchmark.loss_tokens", config.benchmark.loss_tokens),
+        ("benchmark.loss_peer_tokens", config.benchmark.loss_peer_tokens),
+        ("benchmark.train_row_tokens", config.benchmark.train_row_tokens),
     ]
     return [(key, number) for key, number in counts if number is not None]
 

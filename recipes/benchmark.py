@@ -1,8 +1,12 @@
-"""Benchmarks: figures for docs/benchmarks, each reproduced by one command.
+"""Benchmarks: figures for docs/benchmarks, each page reproduced by one command.
 
     python recipes/benchmark.py benchmark.runs=[runs/quickstart,runs/quickstart-2,runs/quickstart-3]
+    python recipes/benchmark.py suite=model
+    python recipes/benchmark.py suite=model benchmark.parts=[scan] benchmark.resume=true
+    python recipes/benchmark.py suite=model_gpu
 
-pools finished quickstart runs of several seeds into docs/benchmarks/quickstart.md.
+The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
+transformers, case by case: parts can be measured apart, and with `resume` what the page has stays.
 """
 
 from __future__ import annotations
@@ -22,22 +26,26 @@ def check(config: Config) -> None:
     """What the user may have got wrong."""
     from falcon_h1r.evaluation.pooled import read_summaries
 
-    if config.benchmark.suite != "quickstart":
-        raise InputError(f"benchmark.suite={config.benchmark.suite}: not one of quickstart")
-    if not config.benchmark.runs:
-        raise InputError("benchmark.runs is empty: name the run folders to pool")
-    read_summaries(config.benchmark.runs)
+    if config.launch.num_processes > 1:
+        raise InputError(f"launch.num_processes={config.launch.num_processes}: benchmarks run in one process")
+    if config.benchmark.kind == "quickstart":
+        if not config.benchmark.runs:
+            raise InputError("benchmark.runs is empty: name the run folders to pool")
+        read_summaries(config.benchmark.runs)
 
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
-    """Write the page."""
+    """Measure or collect, and write the page."""
+    from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.evaluation.pooled import pooled_page
 
-    if world.is_main:
-        page = pooled_page(config.benchmark.runs)
-        Path(config.benchmark.page).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.benchmark.page).write_text(page)
-        print(page)
+    page = Path(config.benchmark.page)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    if config.benchmark.kind == "model":
+        run_suite(config, folder, world.device)
+    else:
+        page.write_text(pooled_page(config.benchmark.runs))
+    print(page.read_text())
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def preset_folder(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
         ("seed=1,2", "seed=1,2: several values, where one is expected"),
         ("--multirun", "--multirun: not supported; start the recipe once for each setting"),
         ("sft.num_steps=${foo}", "sft.num_steps: Interpolation key 'foo' not found"),
-        ("model=nope", "model=nope: no such model (there are: falcon_h1_0_5b, falcon_h1_7b, tiny)"),
+        ("model=nope", "model=nope: no such model (there are: benchmark, falcon_h1_0_5b, falcon_h1_7b, tiny)"),
         ("data=nope", "data=nope: no such data (there are: gsm8k, jsonl, synthetic)"),
         ("--config-name=nope", "--config-name=nope: no such file"),
         (
@@ -173,7 +173,7 @@ def test_what_is_free_form_takes_any_key() -> None:
         ),
         (
             "defaults: [override /model: nope]",
-            "model=nope: no such model (there are: falcon_h1_0_5b, falcon_h1_7b, tiny)",
+            "model=nope: no such model (there are: benchmark, falcon_h1_0_5b, falcon_h1_7b, tiny)",
         ),
     ],
 )

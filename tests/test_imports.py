@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model", "distributed"),
     ("data", "rollout", "verifier", "checkpoint", "tracking", "progress"),
     ("scaling",),
-    ("sft", "grpo", "evaluation", "export"),
+    ("sft", "grpo", "evaluation", "export", "benchmark"),
     ("entry", "dry_run"),
     ("recipes",),
 )
