@@ -43,7 +43,7 @@ def gradients(outputs: LinearLogprobs, inputs: list[Tensor], of_entropies: bool 
     """Of a random combination of the logprobs, and of the entropies where asked."""
     generator = torch.Generator().manual_seed(seed)
     n = len(outputs.logprobs)
-    cotangents = torch.randn(2, n, generator=generator, dtype=torch.float64).to(outputs.logprobs.dtype)
+    cotangents = torch.randn(2, n, generator=generator, dtype=torch.float64).to(outputs.logprobs)
     used = 2 if of_entropies else 1
     return list(torch.autograd.grad(outputs[:used], inputs, list(cotangents[:used])))
 
@@ -160,6 +160,26 @@ def test_compiled_tiles_equal_eager_ones(dtype: torch.dtype, of_entropies: bool)
         *(gradients(outputs, [hidden, weight], of_entropies) for outputs in (compiled, eager)), strict=True
     ):
         assert relative_error(actual, expected) < rounding
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_entropies", [False, True])
+def test_a_gpu_equals_float32_on_the_same_inputs(dtype: torch.dtype, of_entropies: bool) -> None:
+    """dz is rounded to bfloat16 before its products: a gradient is off by some units of its largest entry."""
+    cpu_inputs = head_inputs(300, 2_000, 64, dtype)
+    hidden, weight, targets = (tensor.detach().cuda() for tensor in cpu_inputs)
+    inputs = [hidden.requires_grad_(), weight.requires_grad_()]
+    wide = [tensor.detach().float().requires_grad_() for tensor in cpu_inputs[:2]]
+    reference = naive_linear_logprobs(*wide, cpu_inputs[2], 0.2)
+    tiled = linear_logprobs(hidden, weight, targets, 0.2, tile=Tile(128, 512))
+    assert torch.allclose(tiled.logprobs.cpu(), reference.logprobs, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(tiled.entropies.cpu(), reference.entropies, rtol=1e-5, atol=1e-5)
+    for actual, expected in zip(
+        gradients(tiled, inputs, of_entropies), gradients(reference, wide, of_entropies), strict=True
+    ):
+        assert relative_error(actual.cpu(), expected) < 4 * max(1e-5, torch.finfo(dtype).eps)
 
 
 # ------------------------------------------------------------------------------------------------------------
