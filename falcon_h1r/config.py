@@ -369,6 +369,7 @@ class BenchmarkSuiteConfig:
     row_layouts: list[str] = field(default_factory=lambda: ["one", "eight", "mixed"])  # documents of such a row
     train_row_tokens: int = 49_152  # of part row, a whole training step
     train_row_documents: list[int] = field(default_factory=lambda: [8, 1])  # how many documents share it
+    train_row_recompute: list[str] = field(default_factory=lambda: ["layer"])  # engine.activation_checkpointing
     loss_tokens: int = 49_152
     loss_peer_tokens: int = 2048  # at which the naive loss still fits
 

@@ -184,7 +184,7 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "4.96M on average",
         "128 problems x 16 = 2,048 a step",
         "published 88.1, with 512 traces 96.7",
-        "engine.sequence_parallel=2",
+        "sequence parallel 2",
         "grpo.rollout.name=vllm",
         "scaling.num_traces=512",
     ):

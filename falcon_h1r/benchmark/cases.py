@@ -21,8 +21,6 @@ from falcon_h1r.config_checks import BENCHMARK_PARTS
 MIX_SIGMA = 0.7  # of the log-normal mix: its longest of a few dozen is about four times its median
 MIX_DOCUMENTS = 16
 
-CHECKPOINTED = ", activation checkpointing"
-
 OURS = "ours"
 PEER = "transformers"  # where there is one way to run it; else one of
 BY_DOCUMENT, PADDED, LEAKING = "one by one", "padded", "one row, leaking"
@@ -46,6 +44,7 @@ class Case:
     lengths: tuple[int, ...]  # of the documents
     vocab_size: int | None  # None: the architecture's
     contenders: tuple[Contender, ...]
+    recompute: str = "none"  # what a training step keeps: engine.activation_checkpointing
 
     @property
     def num_tokens(self) -> int:
@@ -60,12 +59,8 @@ class Case:
         return asdict(self) | {"key": self.key, "lengths": list(self.lengths), "num_tokens": self.num_tokens}
 
 
-def suite_cases(settings: BenchmarkSuiteConfig, checkpointed: bool = False) -> list[Case]:
-    """Every case of the parts asked for, short ones first within a part.
-
-    Args:
-        checkpointed: whether the engine recomputes activations; named in the training step's cases.
-    """
+def suite_cases(settings: BenchmarkSuiteConfig) -> list[Case]:
+    """Every case of the parts asked for, short ones first within a part."""
     make = {
         "scan": lambda: [_scan(settings, "scan", length) for length in settings.scan_lengths],
         "scan_alone": lambda: [_scan(settings, "scan_alone", length) for length in settings.scan_alone_lengths],
@@ -73,7 +68,11 @@ def suite_cases(settings: BenchmarkSuiteConfig, checkpointed: bool = False) -> l
         "lengths": lambda: [
             _row(settings, length, layout) for length in settings.row_lengths for layout in settings.row_layouts
         ],
-        "row": lambda: [_train_row(settings, documents, checkpointed) for documents in settings.train_row_documents],
+        "row": lambda: [
+            _train_row(settings, documents, recompute)
+            for documents in settings.train_row_documents
+            for recompute in settings.train_row_recompute
+        ],
         "loss": lambda: [_peer_loss(settings), _loss(settings)],
     }
     return [case for part in BENCHMARK_PARTS if part in settings.parts for case in make[part]()]
@@ -96,10 +95,9 @@ def _row(settings: BenchmarkSuiteConfig, length: int, layout: str) -> Case:
     return Case("lengths", layout, lengths, settings.vocab_size, (Contender(OURS), *peers))
 
 
-def _train_row(settings: BenchmarkSuiteConfig, num_documents: int, checkpointed: bool) -> Case:
+def _train_row(settings: BenchmarkSuiteConfig, num_documents: int, recompute: str) -> Case:
     lengths = equal_lengths(settings.train_row_tokens, num_documents)
-    layout = f"{num_documents} documents" + (CHECKPOINTED if checkpointed else "")
-    return Case("row", layout, lengths, None, (Contender(OURS),))
+    return Case("row", f"{num_documents} documents, {recompute}", lengths, None, (Contender(OURS),), recompute)
 
 
 def _loss(settings: BenchmarkSuiteConfig) -> Case:

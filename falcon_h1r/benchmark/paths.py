@@ -25,6 +25,7 @@ from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import packed_hidden_states, packed_mixer
+from falcon_h1r.model.kernels import Kernels, choose_kernels
 from falcon_h1r.model.logprobs import packed_logprobs
 from falcon_h1r.model.row import Row
 from falcon_h1r.model.ssd import ssd_scan
@@ -54,16 +55,21 @@ def _our_loss(model: FalconH1ForCausalLM, batch: PackedBatch, denominator: float
 
 def our_mixer(mixer: FalconH1Mixer, batch: PackedBatch) -> Callable[[Tensor], Tensor]:
     row = Row.from_batch(batch)
-    return lambda hidden: packed_mixer(mixer, hidden, row)[0]
+    return lambda hidden: packed_mixer(mixer, hidden, row, kernels_for(hidden, mixer))[0]
+
+
+def kernels_for(hidden: Tensor, mixer: FalconH1Mixer) -> Kernels:
+    return choose_kernels(hidden.device, hidden.dtype, mixer.chunk_size)
 
 
 def our_scan(batch: PackedBatch) -> Callable[..., Tensor]:
     return lambda x, dt, A, B, C, D: ssd_scan(x, dt, A, B, C, D, batch.seq_idx)[0]
 
 
-def training_engine(model: FalconH1ForCausalLM, engine: EngineConfig, optimizer: OptimizerConfig) -> TorchEngine:
-    """The engine of the recipes, in a world of one. What `engine` asks for beyond it, the recipe has refused."""
-    return TorchEngine(model, optimizer, num_steps=1000, world=World(0, 1, model.device))
+def training_engine(model: FalconH1ForCausalLM, recompute: str, optimizer: OptimizerConfig) -> TorchEngine:
+    """The engine of the recipes, in a world of one."""
+    settings = EngineConfig(activation_checkpointing=recompute)
+    return TorchEngine(model, optimizer, num_steps=1000, world=World(0, 1, model.device), settings=settings)
 
 
 def engine_loss(engine: TorchEngine, batch: PackedBatch) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from falcon_h1r.benchmark import bars
-from falcon_h1r.benchmark.cases import BY_DOCUMENT, CHECKPOINTED, LEAKING, MIX_DOCUMENTS, MIX_SIGMA, OURS, PADDED, PEER
+from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, MIX_DOCUMENTS, MIX_SIGMA, OURS, PADDED, PEER
 from falcon_h1r.benchmark.figures import Figures, Result, paths_of, result_of
 from falcon_h1r.benchmark.flops import BACKWARD_TO_FORWARD, mfu
 from falcon_h1r.benchmark.tables import GIB, NONE, Outcome, chunk, gib, judged, lap, memory_share, speedup, table, times
@@ -201,8 +201,7 @@ def row_section(figures: Figures) -> list[str]:
     rows = []
     for case in cases:
         ours = result_of(case, OURS)
-        checkpointed = "yes" if case["layout"].endswith(CHECKPOINTED) else "no"
-        cells = [f"{case['num_tokens']:,}", str(len(case["lengths"])), checkpointed]
+        cells = [f"{case['num_tokens']:,}", str(len(case["lengths"])), case["recompute"]]
         if not isinstance(ours, Result):
             rows.append([*cells, str(ours), *[NONE] * 5])
             continue
@@ -213,7 +212,7 @@ def row_section(figures: Figures) -> list[str]:
         share = mfu(flops, ours.total_seconds, figures.peak["flops_per_second"])
         rows.append([*cells, *laps, f"{case['num_tokens'] / ours.total_seconds:,.0f}", f"{share:.1%}", peak])
     what = "the process's peak" if figures.environment["device"] == "cpu" else "peak, weights included"
-    header = ("tokens", "documents", "activations recomputed", "fwd, s", "bwd, s", "AdamW, s", "tokens/s", "MFU", what)
+    header = ("tokens", "documents", "recomputed", "fwd, s", "bwd, s", "AdamW, s", "tokens/s", "MFU", what)
     return lines + table(header, rows)
 
 

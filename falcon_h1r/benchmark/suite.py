@@ -37,11 +37,7 @@ def run_suite(config: Config, folder: Path, device: torch.device) -> None:
     settings = config.benchmark
     setup = setup_of(config, device)
     figures = open_figures(config, setup, device)
-    cases = [
-        case
-        for case in suite_cases(settings, setup.engine.activation_checkpointing)
-        if not (settings.resume and figures.holds(case))
-    ]
+    cases = [case for case in suite_cases(settings) if not (settings.resume and figures.holds(case))]
     revision = environment_versions()["git_revision"]
     total = sum(map(_cost, cases))
     with (
@@ -70,7 +66,6 @@ def setup_of(config: Config, device: torch.device) -> Setup:
         num_threads=torch.get_num_threads(),
         seed=config.seed,
         memory_limit_gib=settings.memory_limit_gib,
-        engine=config.engine,
         optimizer=config.sft.optimizer,
     )
 

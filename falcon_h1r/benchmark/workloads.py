@@ -18,7 +18,7 @@ from transformers import FalconH1ForCausalLM
 from falcon_h1r.benchmark import paths
 from falcon_h1r.benchmark.cases import OURS, Case, Contender
 from falcon_h1r.benchmark.meter import Laps
-from falcon_h1r.config import EngineConfig, ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig, OptimizerConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_row
 from falcon_h1r.model.load import DT_RANGE, DTYPES, keep_full_precision, planned_config
 
@@ -39,7 +39,6 @@ class Setup:
     num_threads: int
     seed: int
     memory_limit_gib: float | None = None
-    engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def shape(self, vocab_size: int | None = None, **changes: Any) -> FalconH1Config:
@@ -166,7 +165,7 @@ def _model_work(case: Case, contender: Contender, setup: Setup) -> Work:
 def _training_step_work(case: Case, contender: Contender, setup: Setup) -> Work:
     shape = setup.shape(case.vocab_size)
     batch = random_row(case.lengths, shape.vocab_size, setup)
-    engine = paths.training_engine(random_model(shape, setup), setup.engine, setup.optimizer)
+    engine = paths.training_engine(random_model(shape, setup), case.recompute, setup.optimizer)
 
     def work(laps: Laps) -> dict[str, float]:
         loss = paths.engine_loss(engine, batch)

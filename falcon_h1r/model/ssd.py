@@ -30,8 +30,8 @@ from falcon_h1r.model.ssd_block import Block, Chunks
 
 CHUNK_TOKENS = 64
 # Entries of the decay matrices (chunks, H, Q, Q) that are alive at once: a block stays in a CPU core's second-level
-# cache (2 MiB in float32); a GPU wants more work for a launch.
-BLOCK_ENTRIES = {"cpu": 1 << 19, "cuda": 1 << 25}
+# cache (1 MiB in float32); a GPU wants more work for a launch.
+BLOCK_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def ssd_recurrence(
