@@ -19,6 +19,7 @@ from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.kernels import choose_kernels
 from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
 from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
+from falcon_h1r.model.sequence import check_degree
 from falcon_h1r.model.training_plan import plan_training
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def check_training(config: Config, stage: str) -> None:
     """
     if (optimizer := _optimizer(config, stage)) is not None:
         shape, _ = planned_config(config.model)
+        check_degree(config.engine.sequence_parallel, shape.mamba_n_heads, shape.mamba_n_groups)
         if optimizer.batch_tokens is not None:
             optimizer = scaled_to_batch(optimizer)
         plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import Config
-from falcon_h1r.config_checks import check_config, not_built_yet
+from falcon_h1r.config_checks import not_built_yet
 from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe
-from falcon_h1r.entry import CONFIGS
 from recipes.grpo import grpo
 from recipes.sft import sft
+from tests.integration.conftest import configured
 
 ALONE = World(0, 1, torch.device("cpu"))
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "sums.jsonl"
-    sums = [{"question": f"{n} + 1 = ?", "answer": f"One more than {n}. #### {n + 1}"} for n in range(24)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in sums))
-    return path
-
-
-def configured(data: Path, *overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
-    settings = [
-        *("data=gsm8k", f"sft.data.path={data}", f"grpo.data.path={data}", "system_prompt=Think."),
-        *("model.lora.rank=4", "sft.num_steps=3", "sft.batch_sequences=4", "sft.optimizer.learning_rate=1e-2"),
-        *("grpo.num_steps=1", "grpo.problems_per_step=2", "grpo.group_size=4", "grpo.max_backfill_rounds=0"),
-        "grpo.limits={prompt_tokens: 64, response_tokens: 12, row_tokens: 256}",
-        *overrides,
-    ]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_object(compose("config", settings))
-    assert isinstance(config, Config)
-    check_config(config)
-    return config
 
 
 def changed_weights(before: Path, after: Path) -> set[str]:
@@ -58,22 +29,22 @@ def changed_weights(before: Path, after: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_stages_hand_over_plain_models(data: Path, tmp_path: Path, dtype: str) -> None:
-    config = configured(data, f"model.dtype={dtype}")
+def test_stages_hand_over_plain_models(sums: Path, tmp_path: Path, dtype: str) -> None:
+    config = configured(sums, "model.lora.rank=4", f"model.dtype={dtype}")
     assert not_built_yet(config, "sft") == not_built_yet(config, "grpo") == []
     trained = sft(config, tmp_path / "sft", ALONE)
     assert changed_weights(tmp_path / "sft" / "base", trained) == set(ADAPTED)
     plain = FalconH1ForCausalLM.from_pretrained(trained)
     assert not any("lora" in name for name, _ in plain.named_parameters())
 
-    config = configured(data, f"model.dtype={dtype}", f"model.path={trained}")
+    config = configured(sums, "model.lora.rank=4", f"model.dtype={dtype}", f"model.path={trained}")
     rewarded = grpo(config, tmp_path / "grpo", ALONE)
     assert changed_weights(trained, rewarded) <= set(ADAPTED)
     FalconH1ForCausalLM.from_pretrained(rewarded)
 
 
-def test_a_dry_run_counts_what_is_trained(data: Path) -> None:
-    text = describe(configured(data, "dry_run_steps=1"), "sft")
+def test_a_dry_run_counts_what_is_trained(sums: Path) -> None:
+    text = describe(configured(sums, "model.lora.rank=4", "dry_run_steps=1"), "sft")
     (adapters,) = [line for line in text.splitlines() if "adapters" in line]
     assert "rank 4, alpha 16, on q_proj, k_proj" in adapters
     (trained,) = [line for line in text.splitlines() if line.strip().startswith("trained")]
