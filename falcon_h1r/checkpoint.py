@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
+from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
@@ -99,6 +100,7 @@ def check_training(config: Config, stage: str) -> None:
     """
     if (optimizer := _optimizer(config, stage)) is not None:
         shape, _ = planned_config(config.model)
+        check_shared_rows(f"{stage}.limits", _limits(config, stage), config.engine.sequence_parallel)
         check_degree(config.engine.sequence_parallel, shape.mamba_n_heads, shape.mamba_n_groups)
         if optimizer.batch_tokens is not None:
             optimizer = scaled_to_batch(optimizer)

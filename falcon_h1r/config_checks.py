@@ -104,18 +104,26 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
+def check_shared_rows(key: str, limits: LimitsConfig, degree: int) -> None:
+    """Refuse rows that a sequence group's ranks cannot share, of a stage that is about to run.
+
+    Raises:
+        InputError: where `degree` does not divide row_tokens.
+    """
+    if limits.row_tokens % degree:
+        raise InputError(
+            f"{key}.row_tokens={limits.row_tokens}: the {degree} ranks of engine.sequence_parallel have to share a row "
+            "evenly"
+        )
+
+
 def _check_engine(config: Config) -> None:
     engine = config.engine
+    _at_least("engine.sequence_parallel", engine.sequence_parallel, 1)
     _one_of("engine.activation_checkpointing", engine.activation_checkpointing, ("none", "layer", "selective"))
     mode = engine.activation_checkpointing
     if engine.activation_offload and mode != "layer":
         raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")
-    for stage, limits in (("sft", config.sft.limits), ("grpo", config.grpo.limits)):
-        if limits.row_tokens % engine.sequence_parallel:
-            raise InputError(
-                f"{stage}.limits.row_tokens={limits.row_tokens}: the {engine.sequence_parallel} ranks of "
-                "engine.sequence_parallel have to share a row evenly"
-            )
 
 
 def _check_lora(lora: LoRAConfig) -> None:
@@ -207,7 +215,6 @@ def _counts(config: Config) -> list[tuple[str, float]]:
     counts: list[tuple[str, float | None]] = [
         ("launch.num_processes", config.launch.num_processes),
         ("launch.num_nodes", config.launch.num_nodes),
-        ("engine.sequence_parallel", config.engine.sequence_parallel),
         ("tracking.log_every_steps", config.tracking.log_every_steps),
         ("curate.synthetic.num_problems", config.curate.synthetic.num_problems),
         ("sft.batch_sequences", config.sft.batch_sequences),

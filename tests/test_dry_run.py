@@ -75,9 +75,10 @@ def test_tied_embeddings_count_once() -> None:
 
 
 def test_decoding_state_of_the_7b_is_what_is_published() -> None:
-    """About 67 MiB of SSM and convolution state a sequence in bfloat16, and 44 KiB of KV cache a token."""
+    """In bfloat16, 44 KiB of KV cache a token. The SSM state is float32: 133 MiB a sequence with the convolution's, twice
+    the published 67, which are of a rounded state."""
     state, cache = decode_bytes(shape_of(composed("experiment=falcon_h1r_7b")), "bfloat16")
-    assert round(state / 2**20) == 67
+    assert round(state / 2**20) == 133
     assert cache == 44 * 1024
 
 
@@ -177,7 +178,7 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "256 (32 nodes x 8 processes)",
         "128 (sequence parallel 2)",
         "7.59B (7,585,648,736), embeddings untied",
-        "66.9 MiB a sequence and 44.0 KiB a token",
+        "132.9 MiB a sequence and 44.0 KiB a token",
         "revision not pinned",
         "lm_head 0.01302",
         "18,223",

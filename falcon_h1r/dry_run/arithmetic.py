@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, LoRAConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.model.sequence import check_degree
 from falcon_h1r.types import InputError
 
@@ -59,6 +60,7 @@ def plan_sft(sft: SFTConfig, ranks: RankPlan, num_samples: int | None, num_token
     from falcon_h1r.sft.loop import total_steps
 
     batch = sft.batch_sequences
+    check_shared_rows("sft.limits", sft.limits, ranks.num_ranks // ranks.data_ranks)
     if batch < ranks.data_ranks:
         raise InputError(
             f"sft.batch_sequences={batch}: fewer than the {ranks.data_ranks} data ranks, some would never learn"
@@ -92,6 +94,7 @@ class GRPOPlan:
 def plan_grpo(grpo: GRPOConfig, ranks: RankPlan) -> GRPOPlan:
     """Rollouts, tokens and rows of a step."""
     _check_warmup("grpo", grpo.optimizer, grpo.num_steps)
+    check_shared_rows("grpo.limits", grpo.limits, ranks.num_ranks // ranks.data_ranks)
     rollouts = grpo.problems_per_step * grpo.group_size
     if rollouts < ranks.data_ranks:
         raise InputError(
@@ -169,7 +172,9 @@ def training_bytes(config: Config, num_parameters: int, num_ranks: int, num_adap
 def decode_bytes(shape: FalconH1Config, dtype: str) -> tuple[int, int]:
     """What a sequence keeps while it is decoded: SSM and convolution states, and KV cache for every token."""
     size, layers = DTYPE_BYTES[dtype], shape.num_hidden_layers
-    conv_channels = shape.mamba_d_ssm + 2 * shape.mamba_n_groups * shape.mamba_d_state
-    states = shape.mamba_d_ssm * shape.mamba_d_state + conv_channels * (shape.mamba_d_conv - 1)
+    inner = shape.mamba_n_heads * shape.mamba_d_head
+    conv_channels = inner + 2 * shape.mamba_n_groups * shape.mamba_d_state
+    ssm_bytes = max(4, size) * inner * shape.mamba_d_state  # float32 at least, whatever the model is in
+    conv_bytes = size * conv_channels * (shape.mamba_d_conv - 1)
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return size * layers * states, size * layers * 2 * shape.num_key_value_heads * head_dim
+    return layers * (ssm_bytes + conv_bytes), size * layers * 2 * shape.num_key_value_heads * head_dim

@@ -89,6 +89,11 @@ def shrunken_architecture(shape: FalconH1Config) -> dict[str, Any]:
         "max_position_embeddings",
         "rope_parameters",
         "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+        "projectors_bias",
+        "time_step_limit",
+        "initializer_range",
         "tie_word_embeddings",
         *MULTIPLIERS,
     )

@@ -53,7 +53,7 @@ class _PackedConv(torch.autograd.Function):
         inputs, weight, bias, position_ids = ctx.saved_tensors
         kernel = weight.shape[1]
         compute = torch.promote_types(inputs.dtype, torch.float32)
-        grad_inputs = torch.zeros_like(inputs, memory_format=torch.contiguous_format)
+        grad_inputs = torch.zeros_like(inputs, dtype=compute, memory_format=torch.contiguous_format)
         grad_weight = torch.zeros_like(weight, dtype=compute)
         grad_bias = torch.zeros_like(weight[:, 0], dtype=compute)
         for start, stop in reversed(list(_blocks(inputs))):
@@ -66,8 +66,13 @@ class _PackedConv(torch.autograd.Function):
                 passed = grad_sums * weight[:, -1 - back].to(compute)
                 passed = passed if reach is None else passed.mul_(reach)
                 skipped = max(0, back - start)  # of the row's first tokens, which look back past its start
-                grad_inputs[start + skipped - back : stop - back] += passed[skipped:].to(inputs.dtype)
-        return grad_inputs, grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype), None
+                grad_inputs[start + skipped - back : stop - back] += passed[skipped:]
+        return (
+            grad_inputs.to(inputs.dtype),
+            grad_weight.to(weight.dtype),
+            None if bias is None else grad_bias.to(bias.dtype),
+            None,
+        )
 
 
 def _blocks(inputs: Tensor) -> list[tuple[int, int]]:

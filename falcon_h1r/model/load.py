@@ -25,6 +25,7 @@ from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_checks import check_model_path, looks_local
 from falcon_h1r.model.multipliers import check_against_preset, check_written_multipliers
 from falcon_h1r.model.stored_weights import INDEX, StoredTensor, find_tensors, read_tensors
+from falcon_h1r.model.supported import check_supported
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def load_config(settings: ModelConfig) -> FalconH1Config:
         raise InputError(f"model.path={settings.path}: a {model_type} model, not {FalconH1Config.model_type}")
     check_written_multipliers(written, f"model.path={settings.path}")
     config: FalconH1Config = _loaded(settings, lambda: FalconH1Config.from_pretrained(source, **where))
+    check_supported(config, f"model.path={settings.path}, config.json: ")
     check_against_preset(config, settings.architecture, f"model.path={settings.path}")
     return config
 
@@ -235,6 +237,8 @@ def _config_of(architecture: Mapping[str, Any]) -> FalconH1Config:
     if unknown := sorted(set(architecture) - known):
         raise InputError(f"model.architecture.{unknown[0]}: FalconH1Config has no such field")
     try:
-        return FalconH1Config(**architecture)
+        config = FalconH1Config(**architecture)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise InputError(f"model.architecture: {' '.join(str(error).split())}") from None
+    check_supported(config, "model.architecture.")
+    return config

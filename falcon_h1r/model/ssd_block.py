@@ -12,8 +12,9 @@ the chunk's outputs and the state that it hands on are
     y_l = sum_s L_ls (C_l . B_s) v_s + e_l S C_l + D x_l          S' = f S + sum_s w_s v_s B_s^T
 
 Everything across a document's border is an exact zero of L, e, w or f, so that one document's values do not even
-change the rounding of another's. Sums of a are taken in float64 and rebased at the document's start for the same
-reason, and so that exp(.) of a difference is exact to float32 however long the row is.
+change the rounding of another's, as long as they are finite. Sums of a are taken in float64 and rebased at the
+document's start for the same reason, and so that the decay between two tokens is as exact as float32 can say, whatever
+lies before them.
 
 Shapes: K chunks of Q tokens, H heads of width P in G groups of R, state size N. Tensors are token-major,
 (K, Q, H, P), except for the quadratic part, (K, H, Q, Q).
@@ -101,7 +102,9 @@ class Block:
                 part = F.pad(part, (0, 0) * (part.dim() - 1) + (0, padding))
             return part.unflatten(0, (-1, chunks.size))
 
-        document = F.pad(seq_idx[None, tokens], (0, padding), mode="replicate")[0].unflatten(0, (-1, chunks.size))
+        document = torch.cat([seq_idx[tokens], seq_idx[tokens.stop - 1].expand(padding)]).unflatten(
+            0, (-1, chunks.size)
+        )
         carried = seq_idx[max(tokens.start - 1, 0)]  # the document open before the block
         x, dt = chunked(x), chunked(dt)
         within, from_start, to_end, across = _decays(dt, A, document, carried)
@@ -271,12 +274,17 @@ def _decays(dt: Tensor, A: Tensor, document: Tensor, carried: Tensor) -> tuple[T
     reached = causal & (document[:, :, None] == document[:, None, :])  # (K, Q, Q): l from s
 
     # A product with the mask rather than a running sum: what precedes the document adds exact zeros.
-    elapsed = (reached.double() @ (dt.double() * A.double())).to(dt.dtype)  # (K, Q, H), this token included
-    by_head = elapsed.transpose(1, 2).contiguous()  # (K, H, Q)
+    exact = reached.double() @ (dt.double() * A.double())  # (K, Q, H), this token included
+    elapsed = exact.to(dt.dtype)
+    # After one strong decay, sums are large and the differences of later ones small: what rounding the sums takes is
+    # put back into the differences.
+    rest = (exact - elapsed.double()).to(dt.dtype)
+    by_head, rest_by_head = elapsed.transpose(1, 2).contiguous(), rest.transpose(1, 2).contiguous()  # (K, H, Q)
     within = by_head[..., :, None] - by_head[..., None, :]
+    within.add_(rest_by_head[..., :, None]).sub_(rest_by_head[..., None, :])
     within = within.masked_fill_(~reached[:, None], float("-inf")).exp_()
 
     from_start = elapsed.exp() * (document == before[:, None])[..., None]
     open_at_end = (document == last[:, None])[..., None]
-    to_end = (elapsed[:, -1:] - elapsed).masked_fill_(~open_at_end, float("-inf")).exp_()
+    to_end = (elapsed[:, -1:] - elapsed + (rest[:, -1:] - rest)).masked_fill_(~open_at_end, float("-inf")).exp_()
     return within, from_start, to_end, from_start[:, -1]

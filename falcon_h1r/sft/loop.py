@@ -55,11 +55,10 @@ def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) 
     """One optimizer step on the documents of the global batch: pack -> denominators -> learn."""
     world = engine.world
     rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size)
-    weighted, unweighted, tokens = world.sum_over_data(  # before the first backward
+    weighted, unweighted = world.sum_over_data(  # before the first backward
         [
             sum(row.loss_weights.sum(dtype=torch.float64).item() for row in rows),
             sum((row.loss_weights != 0).sum().item() for row in rows),
-            sum(row.num_tokens for row in rows),
         ]
     )
     learning_rate = engine.learning_rate
@@ -78,7 +77,7 @@ def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) 
         "loss_unweighted": global_nll / unweighted,
         "learning_rate": learning_rate,
         "grad_norm": grad_norm,
-        "tokens": tokens,
+        "tokens": float(sum(len(document) for document in batch)),
         "loss_tokens": unweighted,
         "loss_weight": weighted,
         "sequences": float(len(batch)),

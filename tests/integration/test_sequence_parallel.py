@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from falcon_h1r.checkpoint import check_training
 from falcon_h1r.distributed.world import World, join_sequence_group
 from falcon_h1r.types import InputError
 from recipes.grpo import grpo
@@ -18,8 +19,11 @@ from tests.integration.conftest import configured
 
 ALONE = World(0, 1, torch.device("cpu"))
 STAGES = {"sft": sft, "grpo": grpo}
-# What a step learns from, and what it did; odd row lengths leave a tail of weight 0, which `tokens` counts.
-COMPARED = {"sft": ("loss", "loss_unweighted", "grad_norm", "loss_tokens"), "grpo": ("reward_mean", "sampled_tokens")}
+# What a step learns from, and what it did.
+COMPARED = {
+    "sft": ("loss", "loss_unweighted", "grad_norm", "tokens", "loss_tokens"),
+    "grpo": ("reward_mean", "sampled_tokens"),
+}
 
 
 def metrics(folder: Path, stage: str) -> list[list[float]]:
@@ -58,10 +62,17 @@ def test_a_degree_that_the_heads_refuse_is_refused_before_anything_is_made(sums:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_row_that_ranks_cannot_share_is_refused_by_the_stage_that_has_it(sums: Path, tmp_path: Path) -> None:
+    config = configured(sums, "engine.sequence_parallel=2", "sft.limits.row_tokens=2049")
+    check_training(config, "grpo")
+    with pytest.raises(InputError, match="sft.limits.row_tokens=2049: the 2 ranks"):
+        sft(config, tmp_path, ALONE)
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["engine.sequence_parallel=2", "sft.limits.row_tokens=2049"], "sft.limits.row_tokens=2049: the 2 ranks"),
+        (["engine.sequence_parallel=0"], "engine.sequence_parallel=0: has to be at least 1"),
         (["engine.activation_checkpointing=always"], "engine.activation_checkpointing=always: not one of none, layer"),
         (["engine.activation_offload=true"], "engine.activation_offload=true: needs activation_checkpointing=layer"),
     ],

@@ -149,3 +149,22 @@ def test_decays_stay_exact_over_a_long_row() -> None:
     rounded, _ = ssd_scan(*(tensor.float() for tensor in wide), one_document)
     assert math.isfinite(rounded.sum().item())
     assert relative_error(rounded[-last:].double(), exact[-last:]) < 2e-6
+
+
+@pytest.mark.parametrize("strongest", [1e2, 1e4])
+def test_a_strong_decay_does_not_blur_the_weak_ones_after_it(strongest: float) -> None:
+    """One token in 64 forgets everything, the rest next to nothing: float32 stays within float32 of float64."""
+    inputs, seq_idx = scan_inputs([256], torch.float64)
+    with torch.no_grad():
+        inputs[1].fill_(0.01)
+        inputs[1][::64] = strongest
+        inputs[2].fill_(-1.0)
+    exact, _ = ssd_recurrence(*inputs, seq_idx)
+    cotangent = torch.randn_like(exact)
+    exact_gradients = torch.autograd.grad(exact, inputs, cotangent)
+    rounded = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    found, _ = ssd_scan(*rounded, seq_idx)
+    gradients = torch.autograd.grad(found, rounded, cotangent.float())
+    assert relative_error(found.double(), exact) < 2e-6
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        assert relative_error(gradient.double(), exact_gradient) < 2e-6
