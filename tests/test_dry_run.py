@@ -75,8 +75,8 @@ def test_tied_embeddings_count_once() -> None:
 
 
 def test_decoding_state_of_the_7b_is_what_is_published() -> None:
-    """In bfloat16, 44 KiB of KV cache a token. The SSM state is float32: 133 MiB a sequence with the convolution's, twice
-    the published 67, which are of a rounded state."""
+    """In bfloat16, 44 KiB of KV cache a token. The SSM state is float32: with the convolution's 133 MiB a sequence,
+    twice the published 67, which are of a rounded state."""
     state, cache = decode_bytes(shape_of(composed("experiment=falcon_h1r_7b")), "bfloat16")
     assert round(state / 2**20) == 133
     assert cache == 44 * 1024

@@ -68,8 +68,8 @@ def our_scan(batch: PackedBatch) -> Callable[..., Tensor]:
 
 def training_engine(model: FalconH1ForCausalLM, recompute: str, optimizer: OptimizerConfig) -> TorchEngine:
     """The engine of the recipes, in a world of one."""
-    settings = EngineConfig(activation_checkpointing=recompute)
-    return TorchEngine(model, optimizer, num_steps=1000, world=World(0, 1, model.device), settings=settings)
+    engine = EngineConfig(activation_checkpointing=recompute)
+    return TorchEngine(model, optimizer, num_steps=1000, world=World(0, 1, model.device), engine=engine)
 
 
 def engine_loss(engine: TorchEngine, batch: PackedBatch) -> Tensor:

@@ -35,19 +35,19 @@ class TorchEngine:
         optimizer: OptimizerConfig,
         num_steps: int,
         world: World,
-        settings: EngineConfig | None = None,
+        engine: EngineConfig | None = None,
     ) -> None:
         """
         Args:
             num_steps: optimizer steps of the whole run, which the schedule decays over.
-            settings: what a layer keeps for its backward; the grid of ranks is the world's.
+            engine: what a layer keeps for its backward; the grid of ranks is the world's.
 
         Raises:
             InputError: where the model's heads cannot be shared by the ranks of a sequence group.
         """
-        settings = settings or EngineConfig()
+        engine = engine or EngineConfig()
         check_degree(world.sequence.size, model.config.mamba_n_heads, model.config.mamba_n_groups)
-        self.plan = ForwardPlan(world.sequence, settings.activation_checkpointing, settings.activation_offload)
+        self.plan = ForwardPlan(world.sequence, engine.activation_checkpointing, engine.activation_offload)
         self.model = model
         self.world = world
         self.num_steps = num_steps

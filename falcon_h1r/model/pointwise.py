@@ -1,7 +1,8 @@
 """Norms, gates and rotations: what a token's channels go through without looking at another token.
 
 Each is a formula, and runs block by block (`falcon_h1r.model.blocks`). Norms, their gate and rotations compute in
-float32, or float64 where they get it; the MLP's gate in the dtype of its inputs. All return the dtype that they were given.
+float32, or float64 where they get it; the MLP's gate in the dtype of its inputs. All return the dtype that they were
+given.
 """
 
 from __future__ import annotations

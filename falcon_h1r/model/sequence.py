@@ -23,6 +23,7 @@ the heads' independence. Shapes: t = T / s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +50,25 @@ class SequenceGroup:
 
     def to_heads(self, tokens: Tensor) -> Tensor:
         """All tokens of this rank's heads: (t, H, ...) -> (T, H/s, ...)."""
-        return tokens if self.size == 1 else _ToHeads.apply(tokens, self)
+        return self._exchanged(tokens, _heads_from_tokens, _tokens_from_heads)
 
     def to_tokens(self, heads: Tensor) -> Tensor:
         """All heads of this rank's tokens: (T, H/s, ...) -> (t, H, ...)."""
-        return heads if self.size == 1 else _ToTokens.apply(heads, self)
+        return self._exchanged(heads, _tokens_from_heads, _heads_from_tokens)
 
     def gather(self, tokens: Tensor) -> Tensor:
         """The whole row on every rank, which uses it in its own way: (t, ...) -> (T, ...). Gradients are summed."""
-        return tokens if self.size == 1 else _Gather.apply(tokens, self)
+        return self._exchanged(tokens, _row_of, _sum_of_own)
 
     def gather_same(self, tokens: Tensor) -> Tensor:
         """The whole row on every rank, all of which compute the same from it, so that its gradient counts once."""
-        return tokens if self.size == 1 else _GatherSame.apply(tokens, self)
+        return self._exchanged(tokens, _row_of, _own_of)
+
+    def _exchanged(self, tensor: Tensor, there: Exchange, back: Exchange) -> Tensor:
+        if self.size == 1:
+            return tensor
+        exchanged: Tensor = _Exchanged.apply(tensor, self, there, back)
+        return exchanged
 
 
 ALONE = SequenceGroup()
@@ -131,74 +138,50 @@ def spread_queries(query: Tensor, key: Tensor, value: Tensor, sequence: Sequence
 # Exchanges. `contiguous()` throughout: all_to_all_single reads memory in order, and returns wrong data without an
 # error where a tensor's strides say otherwise.
 
+Exchange = Callable[[Tensor, SequenceGroup], Tensor]
+
+
+class _Exchanged(torch.autograd.Function):
+    """One exchange on the way there, and for the gradients another on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sequence: SequenceGroup, there: Exchange, back: Exchange) -> Tensor:
+        ctx.sequence, ctx.back = sequence, back
+        return there(tensor, sequence)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grad, ctx.sequence), None, None, None
+
 
 def _heads_from_tokens(tokens: Tensor, sequence: SequenceGroup) -> Tensor:
     sent = tokens.unflatten(1, (sequence.size, -1)).transpose(0, 1).contiguous()  # (s, t, H/s, ...): rank j's heads
-    return _exchanged(sent, sequence).flatten(0, 1)  # rank i's tokens
+    return _all_to_all(sent, sequence).flatten(0, 1)  # rank i's tokens
 
 
 def _tokens_from_heads(heads: Tensor, sequence: SequenceGroup) -> Tensor:
     sent = heads.unflatten(0, (sequence.size, -1)).contiguous()  # (s, t, H/s, ...): rank j's tokens
-    return _exchanged(sent, sequence).transpose(0, 1).flatten(1, 2)  # rank i's heads
+    return _all_to_all(sent, sequence).transpose(0, 1).flatten(1, 2)  # rank i's heads
 
 
-def _exchanged(sent: Tensor, sequence: SequenceGroup) -> Tensor:
+def _all_to_all(sent: Tensor, sequence: SequenceGroup) -> Tensor:
     received = torch.empty(sent.shape, dtype=sent.dtype, device=sent.device)
     dist.all_to_all_single(received, sent, group=sequence.group)
     return received
 
 
-class _ToHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, sequence: SequenceGroup) -> Tensor:
-        ctx.sequence = sequence
-        return _heads_from_tokens(tokens, sequence)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _tokens_from_heads(grad, ctx.sequence), None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, heads: Tensor, sequence: SequenceGroup) -> Tensor:
-        ctx.sequence = sequence
-        return _tokens_from_heads(heads, sequence)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _heads_from_tokens(grad, ctx.sequence), None
-
-
-def _gathered(tokens: Tensor, sequence: SequenceGroup) -> Tensor:
+def _row_of(tokens: Tensor, sequence: SequenceGroup) -> Tensor:
     row = tokens.new_empty(sequence.size * len(tokens), *tokens.shape[1:])
     dist.all_gather_into_tensor(row, tokens.contiguous(), group=sequence.group)
     return row
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, sequence: SequenceGroup) -> Tensor:
-        ctx.sequence = sequence
-        return _gathered(tokens, sequence)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        own = grad.new_empty(len(grad) // ctx.sequence.size, *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous(), group=ctx.sequence.group)
-        return own, None
+def _sum_of_own(row: Tensor, sequence: SequenceGroup) -> Tensor:
+    own = row.new_empty(len(row) // sequence.size, *row.shape[1:])
+    dist.reduce_scatter_tensor(own, row.contiguous(), group=sequence.group)
+    return own
 
 
-class _GatherSame(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, sequence: SequenceGroup) -> Tensor:
-        ctx.sequence = sequence
-        return _gathered(tokens, sequence)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.sequence.local(grad), None
+def _own_of(row: Tensor, sequence: SequenceGroup) -> Tensor:
+    return sequence.local(row)

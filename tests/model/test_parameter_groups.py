@@ -109,7 +109,9 @@ def test_an_entry_that_would_do_nothing_is_refused(
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_it_is_refused_on_the_shape_alone(stage: str) -> None:
-    config = Config(model=ModelConfig(architecture={"hidden_size": 64, "num_attention_heads": 4}))
+    config = Config(
+        model=ModelConfig(architecture={"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2})
+    )
     getattr(config, stage).optimizer.groups = [ParameterGroupConfig("nothing")]
     with pytest.raises(InputError, match=rf"^{stage}\.optimizer\.groups\[0\]\.pattern=nothing"):
         check_training(config, stage)
