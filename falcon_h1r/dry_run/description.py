@@ -87,6 +87,8 @@ def _rank_rows(config: Config, ranks: RankPlan) -> Iterator[Row]:
     yield "ranks", f"{ranks.num_ranks} ({origin})"
     yield "data ranks", f"{ranks.data_ranks} (sequence parallel {engine.sequence_parallel})"
     yield "engine", f"{engine.name}, ZeRO {engine.zero_stage}"
+    offloaded = ", on the CPU" if engine.activation_offload else ""
+    yield "activations", f"checkpointing {engine.activation_checkpointing}{offloaded}"
 
 
 def _model_rows(config: Config, ranks: RankPlan, shape: FalconH1Config, read_from: str) -> Iterator[Row]:

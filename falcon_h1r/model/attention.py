@@ -33,6 +33,8 @@ def bucketed_attention(query: Tensor, key: Tensor, value: Tensor, row: Row, scal
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """(documents, H, longest, d) and (documents, K, longest, d) -> (documents * longest, H, d)."""
+    if query.is_cuda:  # in float32 the memory-lean backend there wants a KV head for every query head
+        key, value = (heads.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for heads in (key, value))
     attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     return attended.transpose(1, 2).flatten(0, 1)
 
