@@ -173,14 +173,12 @@ def _all_to_all(sent: Tensor, sequence: SequenceGroup) -> Tensor:
 
 def _row_of(tokens: Tensor, sequence: SequenceGroup) -> Tensor:
     row = tokens.new_empty(sequence.size * len(tokens), *tokens.shape[1:])
-    dist.all_gather_into_tensor(row, tokens.contiguous(), group=sequence.group)
+    dist.all_gather(list(row.chunk(sequence.size)), tokens.contiguous(), group=sequence.group)
     return row
 
 
 def _sum_of_own(row: Tensor, sequence: SequenceGroup) -> Tensor:
-    own = row.new_empty(len(row) // sequence.size, *row.shape[1:])
-    dist.reduce_scatter_tensor(own, row.contiguous(), group=sequence.group)
-    return own
+    return _all_to_all(row.unflatten(0, (sequence.size, -1)).contiguous(), sequence).sum(0)
 
 
 def _own_of(row: Tensor, sequence: SequenceGroup) -> Tensor:
