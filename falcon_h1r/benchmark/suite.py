@@ -88,7 +88,8 @@ def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
         figures = Figures.read(path)
     else:
         figures = Figures(ours, asdict(peak_flops(device, DTYPES[setup.dtype])), shape)
-    command = shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("run_dir=")]
+    command = shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *overrides])
     figures.commands = [*(known for known in figures.commands if known != command), command]
     if not settings.resume:
         figures.cases = {key: case for key, case in figures.cases.items() if case["part"] not in settings.parts}
