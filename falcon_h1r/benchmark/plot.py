@@ -33,6 +33,8 @@ def lengths_plot(figures: Figures) -> str | None:
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         for axes, (layout, found) in zip(panels, curves.items(), strict=True):
             _draw(axes, TITLES[layout], found)
+        highest = max(speed for found in curves.values() for points in found.values() for _, speed in points)
+        panels[0].set_ylim(0.0, 1.05 * highest)  # of all panels: they share the axis
         panels[0].set_ylabel("tokens/s, forward and backward")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -60,7 +62,6 @@ def _draw(axes: Axes, title: str, curves: dict[str, list[tuple[int, float]]]) ->
     axes.set_xticks(lengths, [f"{length / 1024:g}k" for length in lengths], rotation=60)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylim(bottom=0)
     axes.grid(axis="y", linewidth=0.4)
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=7.5)
