@@ -20,7 +20,7 @@ from falcon_h1r.benchmark.cases import OURS, Case, Contender
 from falcon_h1r.benchmark.meter import Laps
 from falcon_h1r.config import ModelConfig, OptimizerConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_row
-from falcon_h1r.model.load import DT_RANGE, DTYPES, keep_full_precision, planned_config
+from falcon_h1r.model.load import DT_RANGE, DTYPES, planned_config, random_weights
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config
@@ -65,18 +65,9 @@ def prepare(case: Case, contender: Contender, setup: Setup) -> Work:
 
 
 def random_model(shape: FalconH1Config, setup: Setup) -> FalconH1ForCausalLM:
-    """Random weights made on the device; step sizes log-uniform as where training starts from scratch.
-
-    At transformers' own initial step sizes states fade within a few tokens, into numbers that are slow to compute.
-    """
+    """Random weights made on the device, as where training starts from scratch."""
     with torch.device(setup.device):
-        model = FalconH1ForCausalLM(shape).to(DTYPES[setup.dtype])
-        keep_full_precision(model)
-        low, high = (math.log(bound) for bound in DT_RANGE)
-        with torch.no_grad():
-            for layer in model.model.layers:
-                step = torch.exp(torch.rand(shape.mamba_n_heads) * (high - low) + low)
-                layer.mamba.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+        model = random_weights(shape, DTYPES[setup.dtype])
     return model.train()  # no dropout; the mode in which transformers takes its fused kernel
 
 

@@ -202,20 +202,24 @@ def _kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def random_policy(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> FalconH1ForCausalLM:
-    """A FalconH1ForCausalLM of `settings.architecture` with random weights for this tokenizer.
+    """A FalconH1ForCausalLM of `settings.architecture` with random weights for this tokenizer."""
+    torch.manual_seed(seed)
+    return random_weights(_config_of(architecture_for(settings, tokenizer)), DTYPES[settings.dtype])
+
+
+def random_weights(config: FalconH1Config, dtype: torch.dtype) -> FalconH1ForCausalLM:
+    """A model of this shape, on torch's default device.
 
     Step sizes start log-uniform in `DT_RANGE` as in Mamba2's reference; transformers would start all of them
     at softplus(1) = 1.3, which forgets within a few tokens.
     """
-    torch.manual_seed(seed)
-    config = _config_of(architecture_for(settings, tokenizer))
     model = FalconH1ForCausalLM(config)
     low, high = (math.log(bound) for bound in DT_RANGE)
     with torch.no_grad():
         for layer in model.model.layers:
             step = torch.exp(torch.rand(config.mamba_n_heads) * (high - low) + low)
             layer.mamba.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
-    model = model.to(DTYPES[settings.dtype])
+    model = model.to(dtype)
     keep_full_precision(model)
     return model
 
