@@ -22,6 +22,7 @@ from falcon_h1r.config import (
 )
 from falcon_h1r.types import InputError
 
+CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
@@ -120,7 +121,7 @@ def check_shared_rows(key: str, limits: LimitsConfig, degree: int) -> None:
 def _check_engine(config: Config) -> None:
     engine = config.engine
     _at_least("engine.sequence_parallel", engine.sequence_parallel, 1)
-    _one_of("engine.activation_checkpointing", engine.activation_checkpointing, ("none", "layer", "selective"))
+    _one_of("engine.activation_checkpointing", engine.activation_checkpointing, CHECKPOINTING_MODES)
     mode = engine.activation_checkpointing
     if engine.activation_offload and mode != "layer":
         raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")

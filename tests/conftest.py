@@ -59,6 +59,21 @@ TINY_ARCHITECTURE = {
 }
 
 
+# One layer and no multipliers: for what is read of a model rather than computed by it.
+ONE_LAYER = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 2,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+}
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(["system\nThink first.\nuser\nCompute 1+2.\nassistant\n"] * 20, vocab_size=330)

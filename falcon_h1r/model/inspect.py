@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import ModelConfig
+from falcon_h1r.model.kernels import SMALLEST_CHUNK
 from falcon_h1r.model.multipliers import (
     all_multipliers_are_one,
     check_learning_rate,
@@ -31,7 +32,6 @@ QUESTION = "What is 2 + 2?"
 COMPLETION = rf"{THINK_START}Two and two make 4.{THINK_END}The answer is \boxed{{4}}.{TURN_END}"
 
 LARGE_LEARNING_RATE = 1e-4  # fine-tuning a model without muP multipliers rarely wants more
-SMALLEST_CHUNK = 16  # of the fused scan: its matrix products take no smaller tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-MODES = ("none", "layer", "selective")
+from falcon_h1r.config_checks import CHECKPOINTING_MODES
 
 # Attention by any backend, as the dispatcher calls it: the operators of torch, and flash-attn's own.
 _ATTENTION_OPERATORS = ("scaled_dot_product", "_varlen_attn", "flash_attn")
@@ -29,10 +29,10 @@ def run_layer(layer: Callable[[Tensor], Tensor], hidden: Tensor, mode: str, offl
     """layer(hidden), keeping for the backward what `mode` says.
 
     Args:
-        mode: one of MODES.
+        mode: one of CHECKPOINTING_MODES.
         offload: needs mode "layer", for nothing else waits long enough.
     """
-    assert mode in MODES and not (offload and mode != "layer")
+    assert mode in CHECKPOINTING_MODES and not (offload and mode != "layer")
     if mode == "none" or not torch.is_grad_enabled():
         return layer(hidden)
     if offload:

@@ -18,6 +18,7 @@ class Row:
     position_ids: Tensor  # (T), from 0 in each document
     seq_idx: Tensor  # (T)
     lengths: tuple[int, ...]
+    document_ends: Tensor  # (num_documents): each document's last token
     cu_seqlens: Tensor  # (num_documents + 1) int32: where documents begin, and T
     buckets: list[tuple[int, int]]  # (documents, longest) of each bucket of similar lengths
     slots: Tensor  # (T): where each token goes in the buckets' right-padded buffer
@@ -37,15 +38,11 @@ class Row:
             offset += len(documents) * longest
         device = batch.seq_idx.device
         slots = torch.tensor(first_slot, device=device)[batch.seq_idx] + batch.position_ids
-        ends = torch.tensor(batch.lengths, device=device).cumsum(0, dtype=torch.int32)
-        return cls(batch.position_ids, batch.seq_idx, batch.lengths, F.pad(ends, (1, 0)), buckets, slots)
+        ends = batch.document_ends
+        cu_seqlens = F.pad(ends + 1, (1, 0)).to(torch.int32)
+        return cls(batch.position_ids, batch.seq_idx, batch.lengths, ends, cu_seqlens, buckets, slots)
 
     @property
     def is_bucket(self) -> bool:
         """Whether the row is one bucket without padding, documents in order: all are equally long."""
         return len(set(self.lengths)) == 1
-
-    @property
-    def document_ends(self) -> Tensor:
-        """Index of each document's last token: (num_documents) int64."""
-        return self.cu_seqlens[1:].long() - 1

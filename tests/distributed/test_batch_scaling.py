@@ -14,19 +14,7 @@ from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe
 from falcon_h1r.types import InputError
 from recipes.sft import sft
-
-ARCHITECTURE = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "mamba_d_ssm": 32,
-    "mamba_n_heads": 2,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 8,
-}
+from tests.conftest import ONE_LAYER
 
 
 def test_four_times_the_tokens_double_the_rate() -> None:
@@ -65,7 +53,7 @@ def configured(tmp_path: Path) -> Config:
     path = tmp_path / "sums.jsonl"
     sums = [{"question": f"{n} + 1 = ?", "answer": f"One more than {n}. #### {n + 1}"} for n in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in sums))
-    config = Config(model=ModelConfig(architecture=ARCHITECTURE), system_prompt="Think.")
+    config = Config(model=ModelConfig(architecture=dict(ONE_LAYER)), system_prompt="Think.")
     config.sft.data = SourceConfig(path=str(path), answer_after="####")
     config.sft.batch_sequences, config.sft.num_steps = 4, 2
     config.sft.optimizer = OptimizerConfig(learning_rate=2e-4, reference_batch_tokens=50, schedule="constant")
@@ -90,7 +78,7 @@ def test_a_scaled_rate_has_to_suit_the_multipliers_too(tmp_path: Path, given: bo
     if given:
         config.sft.optimizer.batch_tokens = round(50 * (1024e-6 / 2e-4) ** 2)
     else:
-        config.model.architecture = {**ARCHITECTURE, "hidden_size": 1024, "num_attention_heads": 8}
+        config.model.architecture = {**ONE_LAYER, "hidden_size": 1024, "num_attention_heads": 8}
         config.sft.optimizer.reference_batch_tokens = 1
     with pytest.raises(InputError, match=r"^sft\.optimizer\.learning_rate=.*multipliers"):
         sft(config, tmp_path / "run", World(0, 1, torch.device("cpu")))

@@ -25,19 +25,11 @@ from falcon_h1r.model import inspect
 from falcon_h1r.model.inspect import CheckResult, inspect_checkpoint, print_inspection
 from falcon_h1r.model.load import load_policy, random_policy
 from falcon_h1r.types import InputError, Problem, Trace
+from tests.conftest import ONE_LAYER
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "mamba_d_ssm": 32,
-    "mamba_n_heads": 2,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 8,
+    **ONE_LAYER,
     "mamba_chunk_size": 64,
     "max_position_embeddings": 512,
     "embedding_multiplier": 5.65685,

@@ -28,6 +28,7 @@ from falcon_h1r.model.multipliers import (
 )
 from falcon_h1r.types import InputError
 from recipes import pipeline
+from tests.conftest import ONE_LAYER
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET_7B: dict[str, Any] = yaml.safe_load((ROOT / "configs/model/falcon_h1_7b.yaml").read_text())["architecture"]
@@ -42,16 +43,7 @@ FULL_PRECISION_7B = {
     "mlp_multipliers": [0.294627825494395, 0.032552083333333336],
 }
 SMALL: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "mamba_d_ssm": 32,
-    "mamba_n_heads": 2,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 8,
+    **ONE_LAYER,
     "mamba_chunk_size": 32,
     "key_multiplier": 0.5,
     "ssm_multipliers": [0.35, 0.25, 0.18, 0.5, 0.35],
