@@ -345,9 +345,15 @@ class VerifierConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model: speed and memory, measured
+    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model, verifier: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
+
+    # Of verifier, and of its also: repeats, max_seconds (of a call), memory_limit_gib, resume.
+    pairs: list[str] = field(default_factory=list)  # JSONL files: id, prediction, gold, expected, kind
+    peer_python: Optional[str] = None  # an interpreter that has Math-Verify; null: it is not measured
+    grpo_problems: int = 1250  # of the batch as GRPO scores it
+    grpo_rollouts: int = 8
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])

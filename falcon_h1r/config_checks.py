@@ -196,7 +196,7 @@ def _check_grpo(grpo: GRPOConfig) -> None:
 
 
 def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model"))
+    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier"))
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
@@ -235,6 +235,8 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("evaluate.max_slots", config.evaluate.max_slots),
         ("verifier.num_workers", config.verifier.num_workers),
         ("benchmark.repeats", config.benchmark.repeats),
+        ("benchmark.grpo_problems", config.benchmark.grpo_problems),
+        ("benchmark.grpo_rollouts", config.benchmark.grpo_rollouts),
         ("benchmark.num_layers", config.benchmark.num_layers),
         ("benchmark.vocab_size", config.benchmark.vocab_size),
         ("benchmark.loss_tokens", config.benchmark.loss_tokens),

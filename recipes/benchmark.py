@@ -4,9 +4,11 @@
     python recipes/benchmark.py suite=model
     python recipes/benchmark.py suite=model benchmark.parts=[scan] benchmark.resume=true
     python recipes/benchmark.py suite=model_gpu
+    python recipes/benchmark.py suite=verifier benchmark.peer_python=PYTHON
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
-transformers, case by case: parts can be measured apart, and with `resume` what the page has stays.
+transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The last judges
+labelled pairs by our verifier and by Math-Verify, which PYTHON has.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """What the user may have got wrong."""
+    from falcon_h1r.benchmark.verifier.suite import check_verifier_suite
     from falcon_h1r.evaluation.pooled import read_summaries
 
     if config.launch.num_processes > 1:
@@ -32,17 +35,22 @@ def check(config: Config) -> None:
         if not config.benchmark.runs:
             raise InputError("benchmark.runs is empty: name the run folders to pool")
         read_summaries(config.benchmark.runs)
+    elif config.benchmark.kind == "verifier":
+        check_verifier_suite(config.benchmark)
 
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
     from falcon_h1r.benchmark.suite import run_suite
+    from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
     from falcon_h1r.evaluation.pooled import pooled_page
 
     page = Path(config.benchmark.page)
     page.parent.mkdir(parents=True, exist_ok=True)
     if config.benchmark.kind == "model":
         run_suite(config, folder, world.device)
+    elif config.benchmark.kind == "verifier":
+        run_verifier_suite(config, folder)
     else:
         page.write_text(pooled_page(config.benchmark.runs))
     print(page.read_text())

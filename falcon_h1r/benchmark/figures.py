@@ -9,6 +9,9 @@ contender either its runs or why there are none.
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,8 @@ from typing import Any
 
 from falcon_h1r.benchmark.cases import Case
 from falcon_h1r.types import InputError
+
+_ABSOLUTE_PATH = re.compile(r"(?<=[=\[,])/(?:[^\s,\]'/]+/)*")
 
 
 @dataclass(slots=True)
@@ -78,6 +83,13 @@ def num_runs(figures: Figures) -> tuple[int, int]:
         if isinstance(result := result_of(case, path), Result)
     ]
     return (min(counts), max(counts)) if counts else (0, 0)
+
+
+def command_line() -> str:
+    """The command that measures, for the page: without its run folder, and absolute paths by their last part."""
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("run_dir=")]
+    command = shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *overrides])
+    return _ABSOLUTE_PATH.sub(".../", command)
 
 
 def figures_path(page: str) -> Path:

@@ -14,11 +14,12 @@ from falcon_h1r.benchmark.figures import Figures, Result, paths_of, result_of
 
 TITLES = {"one": "one document", "eight": "eight documents", "mixed": "log-normal mix"}
 COLOURS = ("#1f5fa8", "#c0562f")  # ours, transformers
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "falcon_h1r",
     "svg.fonttype": "none",
     "font.size": 8.5,
     "axes.spines.top": False,
+    "axes.spines.right": False,
 }
 
 
@@ -28,7 +29,7 @@ def lengths_plot(figures: Figures) -> str | None:
     curves = {layout: found for layout, found in curves.items() if any(len(points) > 1 for points in found.values())}
     if not curves:
         return None
-    with matplotlib.rc_context({**_STYLE, "axes.spines.right": False}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.9 * len(curves), 2.5), layout="constrained")
         panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         for axes, (layout, found) in zip(panels, curves.items(), strict=True):
@@ -36,8 +37,13 @@ def lengths_plot(figures: Figures) -> str | None:
         highest = max(speed for found in curves.values() for points in found.values() for _, speed in points)
         panels[0].set_ylim(0.0, 1.05 * highest)  # of all panels: they share the axis
         panels[0].set_ylabel("tokens/s, forward and backward")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """The same text for the same figure, within `STYLE`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 

@@ -6,8 +6,6 @@ neighbour on the machine slows both alike; the page compares medians.
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 
 from falcon_h1r.benchmark.cases import Case, Contender, suite_cases
-from falcon_h1r.benchmark.figures import Figures, check_same_setting, figures_path
+from falcon_h1r.benchmark.figures import Figures, check_same_setting, command_line, figures_path
 from falcon_h1r.benchmark.flops import part_flops
 from falcon_h1r.benchmark.hardware import Peak, environment, faster, peak_flops
 from falcon_h1r.benchmark.page import write_page
@@ -88,8 +86,7 @@ def open_figures(config: Config, setup: Setup, device: torch.device) -> Figures:
         figures = Figures.read(path)
     else:
         figures = Figures(ours, asdict(peak_flops(device, DTYPES[setup.dtype])), shape)
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("run_dir=")]
-    command = shlex.join(["python", f"recipes/{Path(sys.argv[0]).name}", *overrides])
+    command = command_line()
     figures.commands = [*(known for known in figures.commands if known != command), command]
     if not settings.resume:
         figures.cases = {key: case for key, case in figures.cases.items() if case["part"] not in settings.parts}

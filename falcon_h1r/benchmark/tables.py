@@ -60,5 +60,9 @@ def judged(value: float | None, bar: float | None, *, at_most: bool = False, uni
     if bar is None:
         return shown
     wanted = f"{bar:.0%}" if unit == "%" else f"{bar:g}{unit}"
-    met = value <= bar if at_most else value >= bar
+    return beside_bar(shown, wanted, value <= bar if at_most else value >= bar, at_most=at_most)
+
+
+def beside_bar(shown: str, wanted: str, met: bool, *, at_most: bool) -> str:
+    """A figure and its bar, both as they are shown."""
     return f"{shown} ({'at most' if at_most else 'at least'} {wanted}: {'met' if met else '**missed**'})"
