@@ -15,12 +15,25 @@ from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, free_symbols, 
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
+_INTEGERS = range(-12, 13)
+_MIN_VALUES = 4  # in the window: fewer prove nothing
 
 
-def same_expression(a: Node, b: Node, meter: Meter) -> bool:
-    """Whether two expressions are equal: by values at points, by sympy where there are none."""
+def same_expression(
+    a: Node,
+    b: Node,
+    meter: Meter,
+    integers: frozenset[str] = frozenset(),
+    assumptions: tuple[Node, ...] = (),
+) -> bool:
+    """Whether two expressions are equal: by values at points, by sympy where there are none.
+
+    Args:
+        integers: variables that take whole values only.
+        assumptions: inequalities that hold at the points.
+    """
     try:
-        answer = same_function(a, b, meter)
+        answer = same_function(a, b, meter, integers, assumptions)
     except NotNumeric:
         if not needs_symbols(a, b):
             return False
@@ -28,6 +41,61 @@ def same_expression(a: Node, b: Node, meter: Meter) -> bool:
 
         return same_by_sympy(a, b)
     return bool(answer)
+
+
+def same_families(a: list[Node], b: list[Node], meter: Meter) -> bool:
+    r"""Whether two lists of expressions in one integer take the same values over all integers.
+
+    \pi/4 + k\pi, k \in \mathbb{Z}, is 5\pi/4 - n\pi; \pm\pi/3 + 2k\pi is no single progression. Compared is a
+    window that all values of both lists reach into: the integers from -12 to 12 have to cover it.
+    """
+    mp = context(LOW_DIGITS)
+    found = []
+    window = mp.inf
+    for items in (a, b):
+        values: list[Any] = []
+        for item in items:
+            names = free_symbols(item)
+            try:
+                row = [NumericEvaluator(LOW_DIGITS, {n: k for n in names}, meter)(item) for k in _INTEGERS]
+            except (Undefined, NotNumeric):
+                return False
+            if any(mp.im(v) != 0 for v in row):
+                return False
+            if names:
+                window = min(window, max(row), -min(row))
+            values += row
+        found.append(values)
+    if window <= 0 or window == mp.inf:
+        return False
+    seen = [sorted(v for v in values if abs(v) < window * mp.mpf("0.9")) for values in found]
+    merged = [[v for i, v in enumerate(row) if i == 0 or v - row[i - 1] > window * mp.mpf(10) ** -15] for row in seen]
+    if len(merged[0]) != len(merged[1]) or len(merged[0]) < _MIN_VALUES:
+        return False
+    return all(abs(u - v) <= window * mp.mpf(10) ** -15 for u, v in zip(*merged, strict=True))
+
+
+def same_up_to_constant(a: Node, b: Node, name: str, meter: Meter) -> bool:
+    """Whether two trees, both with the constant `name` added, differ by a constant: two antiderivatives."""
+    mp = context(LOW_DIGITS)
+    gaps = []
+    for point in points((free_symbols(a) | free_symbols(b)) - {name}):
+        values = []
+        try:
+            for tree in (a, b):
+                low, high = (NumericEvaluator(LOW_DIGITS, {**point, name: c}, meter)(tree) for c in (0, 3))
+                if abs(high - low - 3) > mp.mpf(10) ** -20 * max(1, abs(low)):
+                    return False
+                values.append(low)
+        except Undefined:
+            continue
+        except NotNumeric:
+            return False
+        if all(mp.im(v) == 0 for v in values):
+            gaps.append((values[0] - values[1], max(abs(v) for v in values)))
+    return len(gaps) >= _MIN_POINTS and all(
+        abs(gap - gaps[0][0]) <= mp.mpf(10) ** -15 * max(1, scale, gaps[0][1]) for gap, scale in gaps
+    )
 
 
 def proportional(f: Node, g: Node, positive: bool, meter: Meter) -> bool:

@@ -7,7 +7,8 @@ from falcon_h1r.verifier.equivalence import readings
 from falcon_h1r.verifier.exact import ExactEvaluator
 from falcon_h1r.verifier.extract import extract_boxed
 from falcon_h1r.verifier.notation import clean, compact
-from falcon_h1r.verifier.rewrite import evaluate_matrices, items_of, without_label
+from falcon_h1r.verifier.parameters import opened
+from falcon_h1r.verifier.rewrite import evaluate_matrices, items_of, with_coordinates, without_label
 from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, Undefined, free_symbols
 
 _KEY_DIGITS = 15
@@ -38,7 +39,7 @@ def canonical_answer(prediction_text: str, after_think: bool = False) -> str | N
 
 def tree_key(node: Node) -> str:
     """The key of a tree: structure around the keys of its scalars."""
-    node = without_label(node, any_side=True)
+    node = with_coordinates(without_label(opened(node)[0], any_side=True))
     if node.op in ("list", "set"):
         keys = [tree_key(item) for item in items_of(node, any_side=True)[0]]
         return "{" + ", ".join(sorted(set(keys) if node.op == "set" else keys)) + "}"

@@ -6,62 +6,63 @@ NeedsAlgebra, and the pair goes on to a run with algebra, normally in a worker p
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
-
-from falcon_h1r.verifier.decimals import within_digits
-from falcon_h1r.verifier.exact import ExactEvaluator
-from falcon_h1r.verifier.kinds import all_differ, as_set, is_set, num_variables, same_function_label
-from falcon_h1r.verifier.realset import INFINITY, SetBuilder, same_set
+from falcon_h1r.verifier.kinds import (
+    all_differ,
+    as_set,
+    is_set,
+    num_variables,
+    same_function_label,
+    value_symbols,
+    with_conditions,
+)
+from falcon_h1r.verifier.parameters import function_arguments, opened, renamed, renamings
+from falcon_h1r.verifier.realset import SetBuilder, same_set
 from falcon_h1r.verifier.rewrite import (
+    as_matrix,
     evaluate_matrices,
+    expand_signs,
     is_equation,
     items_of,
     label_of,
     shape,
-    with_decimal_logarithms,
+    with_coordinates,
     without_label,
 )
-from falcon_h1r.verifier.tree import (
-    MAX_EXACT_WORK,
-    BudgetExceeded,
-    Node,
-    NotationError,
-    NotNumeric,
-    Undefined,
-    contains,
-    free_symbols,
-    negative,
-    number,
-)
+from falcon_h1r.verifier.scalars import NeedsAlgebra, ScalarComparison
+from falcon_h1r.verifier.tree import Node, NotationError, NotNumeric, Undefined, free_symbols, negative
 
-if TYPE_CHECKING:  # numeric imports mpmath, which only algebra needs
-    from falcon_h1r.verifier.numeric import Meter
+__all__ = ["UNREADABLE", "Comparison", "NeedsAlgebra"]
 
-_MAX_LEAF_COMPARISONS = 2_000
-_STAGES = ("number", "structure", "algebra")
-_STRUCTURED = ("list", "set", "tuple", "matrix", "chain", "union", "inter", "minus", "builder", "ratio")
-_NO_SCALARS = ("tuple", "set", "chain", "matrix", "union", "inter", "minus", "builder")
+_STRUCTURED = ("list", "set", "tuple", "matrix", "chain", "union", "inter", "minus", "builder", "ratio", "piecewise")
 
 
-class NeedsAlgebra(Exception):
-    """Exact arithmetic and structure cannot settle this pair."""
-
-
-class Comparison:
+class Comparison(ScalarComparison):
     """One comparison of a prediction with a gold; `algebra` allows many-digit arithmetic and sympy."""
 
-    def __init__(self, algebra: bool) -> None:
-        self.algebra = algebra
-        self.exact = ExactEvaluator()
-        self.stage = "number"
-        self.num_leaves = 0
-        self._meter: Meter | None = None
-
     # ------------------------------------------------------------------ whole answers
+    def answers(self, prediction: Node, gold: Node) -> bool:
+        """Whether two whole answers are the same, with what they declare about their variables."""
+        prediction, free, integers = opened(prediction)
+        gold, gold_free, gold_integers = opened(gold)
+        prediction, conditions = with_conditions(with_coordinates(prediction))
+        gold, gold_conditions = with_conditions(with_coordinates(gold))
+        if conditions and gold_conditions and not self.same(_conjunction(conditions), _conjunction(gold_conditions)):
+            return False
+        self.assumptions = (*conditions, *gold_conditions)
+        self.integers = integers | gold_integers
+        if self.integers and self.families(prediction, gold):
+            return True
+        for names in renamings(value_symbols(prediction), value_symbols(gold), free, gold_free, prediction, gold):
+            self.integers = self.integers | {names[name] for name in names if name in integers}
+            if self.same(renamed(prediction, names), gold):
+                return True
+        return self.same(prediction, gold)
+
     def same(self, prediction: Node, gold: Node) -> bool:
         """Whether the two answers are the same; raises BudgetExceeded where that would cost too much."""
         prediction, gold = evaluate_matrices(prediction), evaluate_matrices(gold)
+        if "matrix" in (prediction.op, gold.op):
+            prediction, gold = as_matrix(prediction), as_matrix(gold)
         if self.identical(prediction, gold):
             if gold.op in _STRUCTURED:
                 self.reach("structure")
@@ -75,16 +76,16 @@ class Comparison:
             return self.sets(prediction, gold)
         return self.collections(prediction, gold)
 
-    def reach(self, stage: str) -> None:
-        """Note that this stage took part; the verdict is signed by the highest."""
-        self.stage = max(self.stage, stage, key=_STAGES.index)
-
-    def identical(self, a: Node, b: Node) -> bool:
-        """Whether canonical keys agree; a division by zero has no key."""
-        try:
-            return a == b or self.exact.key(a) == self.exact.key(b)
-        except Undefined:
+    def families(self, prediction: Node, gold: Node) -> bool:
+        """Families in one integer each, k\\pi and n\\pi, as the sets of their values."""
+        families = [items_of(n)[0] for n in (prediction, gold)]
+        if not all(len(free_symbols(item)) <= 1 and item.op not in _STRUCTURED for f in families for item in f):
             return False
+        self.require_algebra()
+        self.reach("structure")
+        from falcon_h1r.verifier.algebra import same_families
+
+        return same_families(families[0], families[1], self.meter())
 
     def equations(self, prediction: Node, gold: Node) -> bool:
         """Labels are dropped, formulas compared up to rearrangement; a formula is no answer to a value."""
@@ -95,9 +96,12 @@ class Comparison:
             value = without_label(gold)  # unchanged if the gold is a formula rather than a value with a name
             return not is_equation(value) and self.same(prediction, value)
         if label and gold_label and (label == gold_label or same_function_label(prediction, gold)):
-            return self.same(without_label(prediction), without_label(gold))
+            return self.same(_with_arguments_of(prediction, gold), without_label(gold))
         if gold_label and not free_symbols(without_label(gold)):
             return False  # the gold is solved, so the prediction has to be
+        branches = [expand_signs(n) for n in (prediction, gold)]
+        if max(map(len, branches)) > 1:
+            return self.in_any_order(*branches)
         return self.relations(prediction, gold)
 
     def relations(self, a: Node, b: Node) -> bool:
@@ -150,18 +154,39 @@ class Comparison:
             return self.vectors(prediction, gold)
         if kinds == {"ratio"}:
             a, b = prediction.args, gold.args
-            if len(a) != len(b) or "clock" in (prediction.name, gold.name):
-                return False  # equal times have equal keys
+            if len(a) != len(b):
+                return False
+            if prediction.name or gold.name:  # times; a.m. and p.m. may be left out on one side
+                halves = {prediction.name[5:], gold.name[5:]} - {""}
+                return len(halves) < 2 and [self.exact.key(x) for x in a] == [self.exact.key(x) for x in b]
             pairs = zip(a[1:], b[1:], strict=True)
             return all(self.scalar(Node("mul", (x, b[0])), Node("mul", (y, a[0]))) for x, y in pairs)
         if "ratio" in kinds:
             ratio, other = (prediction, gold) if prediction.op == "ratio" else (gold, prediction)
             return len(ratio.args) == 2 and other.op in ("div", "num") and self.scalar(Node("div", ratio.args), other)
+        if kinds == {"piecewise"}:
+            return self.pieces(prediction, gold)
         if "text" in kinds:
             return False  # equal texts have equal keys
-        if kinds & {"chain", "builder", "union", "inter", "minus"}:
+        if kinds & {"piecewise", "chain", "builder", "union", "inter", "minus"}:
             return False
         return self.scalar(prediction, gold)
+
+    def pieces(self, prediction: Node, gold: Node) -> bool:
+        """Each value holds under the same condition; "otherwise" is whatever condition is left."""
+        self.reach("structure")
+        left = list(gold.args)
+        for value, condition in (row.args for row in prediction.args):
+            partners = (r for r in left if self.same(value, r.args[0]) and self.same_condition(condition, r.args[1]))
+            partner = next(partners, None)
+            if partner is None:
+                return False
+            left.remove(partner)
+        return not left
+
+    def same_condition(self, a: Node, b: Node) -> bool:
+        """Whether two conditions of cases agree."""
+        return self.same(a, b) or any(n.op == "text" and n.name in ("otherwise", "else") for n in (a, b))
 
     def vectors(self, prediction: Node, gold: Node) -> bool:
         """Tuples and matrices by entries in order; brackets of a pair count, it may be an interval."""
@@ -179,7 +204,11 @@ class Comparison:
 
     def in_order(self, a: list[Node], b: list[Node]) -> bool:
         """Whether two sequences have the same items, one by one."""
-        return len(a) == len(b) and all(self.same(x, y) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(self.same_item(x, y) for x, y in zip(a, b, strict=True))
+
+    def same_item(self, a: Node, b: Node) -> bool:
+        """Two items; inside a collection, a set of one is not its member."""
+        return (a.op == "set") == (b.op == "set") and self.same(a, b)
 
     def in_any_order(self, a: list[Node], b: list[Node]) -> bool:
         """Each item has a partner. Identical ones pair first: they cost nothing."""
@@ -195,7 +224,7 @@ class Comparison:
                 left.append(item)
         rest = [item for items in by_key.values() for item in items]
         for item in left:
-            partner = next((r for r in rest if self.same(item, r)), None)
+            partner = next((r for r in rest if self.same_item(item, r)), None)
             if partner is None:
                 return False
             rest.remove(partner)
@@ -230,69 +259,20 @@ class Comparison:
         except NotNumeric:
             return False
 
-    def real(self, node: Node) -> Any:
-        """Exact value of an end of an interval."""
-        if node.op == "sym" and node.name == "oo":
-            return INFINITY
-        if node.op == "mul" and node.args == (number(-1), Node("sym", name="oo")):
-            return -INFINITY
-        value = self.exact.value(node)
-        if value is None:
-            raise NotNumeric("no exact value")
+
+def _conjunction(conditions: tuple[Node, ...]) -> Node:
+    return conditions[0] if len(conditions) == 1 else Node("list", conditions, name="and")
+
+
+def _with_arguments_of(prediction: Node, gold: Node) -> Node:
+    """The value of a labelled function in the arguments of another: f(t) = t^2 in x."""
+    arguments, gold_arguments = function_arguments(prediction.args[0]), function_arguments(gold.args[0])
+    value = without_label(prediction)
+    if arguments == gold_arguments or len(arguments) != len(gold_arguments):
         return value
-
-    # ------------------------------------------------------------------ scalars
-    def meter(self) -> Meter:
-        """What counts the numeric work of this comparison."""
-        if self._meter is None:
-            from falcon_h1r.verifier.numeric import Meter
-
-            self._meter = Meter()
-        return self._meter
-
-    def require_algebra(self) -> None:
-        """Go on only where algebra is allowed; whatever follows is decided by it."""
-        if not self.algebra:
-            raise NeedsAlgebra
-        self.reach("algebra")
-
-    def scalar(self, prediction: Node, gold: Node) -> bool:
-        """Two values or expressions; a percentage is its number and its hundredth part."""
-        self.num_leaves += 1
-        if self.num_leaves > _MAX_LEAF_COMPARISONS or self.exact.work > MAX_EXACT_WORK:
-            raise BudgetExceeded("too many comparisons")
-        if (prediction.op == "based") != (gold.op == "based"):  # 1011 for 1011_2: the base is often left out
-            prediction, gold = (n.args[0] if n.op == "based" else n for n in (prediction, gold))
-        percent = [n.op == "percent" for n in (prediction, gold)]
-        prediction, gold = (n.args[0] if n.op == "percent" else n for n in (prediction, gold))
-        if percent[0] == percent[1]:
-            return self.values(prediction, gold)
-        hundredth = Node("num", value=Fraction(1, 100))
-        as_part = [Node("mul", (hundredth, n)) if p else n for n, p in zip((prediction, gold), percent, strict=True)]
-        return self.values(prediction, gold) or self.values(as_part[0], as_part[1])
-
-    def values(self, prediction: Node, gold: Node) -> bool:
-        """Two scalars: exact values, then keys, then many-digit values."""
-        try:
-            a, b = self.exact.value(prediction), self.exact.value(gold)
-        except Undefined:
-            return False
-        if a is not None and b is not None:
-            return a == b or within_digits(a, prediction, b, gold)
-        if self.identical(prediction, gold):
-            return True
-        if contains(Node("list", (prediction, gold)), *_NO_SCALARS, "text"):
-            return False
-        self.require_algebra()
-        from falcon_h1r.verifier.algebra import close_constants, same_expression
-
-        meter = self.meter()
-
-        if same_expression(prediction, gold, meter) or close_constants(prediction, gold, within_digits, meter):
-            return True
-        if any(n.op == "func" and n.name == "log" and len(n.args) == 1 for t in (prediction, gold) for n in t.walk()):
-            return same_expression(with_decimal_logarithms(prediction), with_decimal_logarithms(gold), meter)
-        return False
+    if not all(name.isalpha() for name in (*arguments, *gold_arguments)):
+        return value
+    return renamed(value, dict(zip(arguments, gold_arguments, strict=True)))
 
 
 UNREADABLE = (NotationError, Undefined, NotNumeric)

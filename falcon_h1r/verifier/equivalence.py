@@ -10,12 +10,14 @@ from functools import lru_cache
 from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import UNREADABLE, Comparison, NeedsAlgebra
 from falcon_h1r.verifier.extract import extract_boxed
-from falcon_h1r.verifier.notation import clean, compact
+from falcon_h1r.verifier.notation import clean_parts, compact
 from falcon_h1r.verifier.parse_answer import parse_answer
+from falcon_h1r.verifier.sequences import writes_out
 from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, NotationError
 from falcon_h1r.verifier.units import is_plain_number, without_unit
 
 _MULTIPLE_CHOICE = "ABCDEFGHIJ"
+_OPTION_VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf|bf)\s*)?\{?\s*(\([A-J]\)|[A-J][).])\s*\}?\s*(\S.*)")
 _OPTION_PREFIX = re.compile(r"\{?\(?([A-J])[).:]\}?(?=[^\s)}])")
 
 
@@ -31,7 +33,8 @@ def _parsed(answer: str, join_thousands: bool) -> Node | str:
 @lru_cache(maxsize=1024)
 def _key(answer: str) -> tuple[str, str]:
     """(cleaned, compact) forms of an answer."""
-    cleaned = clean(answer)
+    value, remark = clean_parts(answer)
+    cleaned = f"{value}, {remark}" if writes_out(remark) else value
     return cleaned, compact(cleaned)
 
 
@@ -61,6 +64,18 @@ def _option_letter(compacted: str) -> str:
     return ""
 
 
+def _option_value(answer: str) -> str:
+    """What stands behind the letter of (B) 12; "" where there is no letter, or nothing behind it."""
+    match = _OPTION_VALUE.fullmatch(_key(answer)[0]) if len(answer) <= MAX_ANSWER_CHARS else None
+    return match.group(2) if match else ""
+
+
+def _option_letters(compacted: str) -> str:
+    """The letters of several options, in order: ACD, A, C, D and (A)(C)(D)."""
+    letters = re.sub(r"[\s,;(){}]|and|\\text|\\mathrm", "", compacted)
+    return "".join(sorted(letters)) if 1 < len(letters) == len(set(letters) & set(_MULTIPLE_CHOICE)) else ""
+
+
 def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
     """(stage, reason) when the strings alone settle that the answer is right."""
     if answer.strip() == gold.strip():
@@ -73,6 +88,9 @@ def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
     letter = _option_letter(key)
     if letter and letter == _option_letter(gold_key):
         return "normalised", "the same option"
+    letters = _option_letters(cleaned)
+    if letters and letters == _option_letters(gold_cleaned) and "," in cleaned + gold_cleaned:
+        return "normalised", "the same options"
     for one, other in ((cleaned, gold_cleaned), (gold_cleaned, cleaned)):
         value = without_unit(one)
         if value is not None and is_plain_number(other) and Fraction(value) == Fraction(other):
@@ -92,6 +110,9 @@ def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictS
         return "wrong", "extract", "the box is empty"
     if settled := _same_strings(answer, gold):
         return "correct", *settled
+    value, gold_value = _option_value(answer), _option_value(gold)
+    if bool(value) != bool(gold_value) and not _option_letter(_key(answer if gold_value else gold)[1]):
+        return judge(value or answer, gold_value or gold, algebra)  # 12 for (B) 12
     try:
         golds = readings(gold)
     except BudgetExceeded as error:
@@ -116,7 +137,7 @@ def _compare_readings(predictions: list[Node], golds: list[Node], algebra: bool)
         for gold in golds:
             comparison = Comparison(algebra)
             try:
-                same = comparison.same(prediction, gold)
+                same = comparison.answers(prediction, gold)
             except NeedsAlgebra:
                 needs_algebra = True
                 continue

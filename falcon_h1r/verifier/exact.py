@@ -160,8 +160,8 @@ class ExactEvaluator:
             return _ROUNDING[name](args[0])
         if name in ("max", "min") and args:
             return max(args) if name == "max" else min(args)
-        if name == "factorial":
-            return self.factorial(args[0])
+        if name in ("factorial", "factorial2"):
+            return self.factorial(args[0], step=1 if name == "factorial" else 2)
         if name == "root" and len(args) == 2 and args[1].denominator == 1 and 1 <= args[1] <= _MAX_ROOT:
             degree = args[1].numerator
             if args[0] < 0 and degree % 2 == 0:
@@ -180,13 +180,13 @@ class ExactEvaluator:
             return Fraction(math.gcd(*integers) if name == "gcd" else math.lcm(*integers))
         return None
 
-    def factorial(self, n: Fraction) -> Fraction | None:
-        """n! of a natural number of bounded size."""
+    def factorial(self, n: Fraction, step: int) -> Fraction | None:
+        """n!, or n!! with a step of 2, of a natural number of bounded size."""
         if n.denominator != 1 or n < 0:
             return None
         if n > _MAX_FACTORIAL:
             raise BudgetExceeded("a factorial beyond its budget")
-        result = Fraction(math.factorial(n.numerator))
+        result = Fraction(math.prod(range(n.numerator, 0, -step)))
         self.spend(result)
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 
-from falcon_h1r.verifier.rewrite import expand_signs, is_equation, is_name
+from falcon_h1r.verifier.rewrite import expand_signs, is_equation, is_name, without_label
 from falcon_h1r.verifier.tree import Node, free_symbols
 
 
@@ -26,6 +26,29 @@ def same_function_label(a: Node, b: Node) -> bool:
 def num_variables(node: Node) -> int:
     """How many variables a tree has."""
     return len(free_symbols(node))
+
+
+def value_symbols(node: Node) -> frozenset[str]:
+    """Variables of an answer's values, without what only labels them."""
+    items = node.args if node.op in ("list", "set") else (node,)
+    return frozenset().union(*(free_symbols(without_label(item)) for item in items))
+
+
+def with_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
+    """(value, conditions) of "ln x^2, x > 0": one value, then inequalities in its own variables alone."""
+    if node.op != "list" or len(node.args) < 2:
+        return node, ()
+    value, *conditions = node.args
+    if is_set(value) or value.op in ("list", "set", "text") or not all(_is_inequality(c) for c in conditions):
+        return node, ()
+    names = free_symbols(value)
+    if not all(free_symbols(c) <= names for c in conditions):
+        return node, ()
+    return value, tuple(conditions)
+
+
+def _is_inequality(node: Node) -> bool:
+    return node.op == "chain" and not set(node.name.split()) & {"=", "in", "notin"}
 
 
 def is_set(node: Node) -> bool:
@@ -51,4 +74,10 @@ def as_set(node: Node) -> Node:
         return Node("set", tuple(itertools.chain.from_iterable(expand_signs(a) for a in node.args)))
     if node.op == "chain" and node.name == "in" and is_name(node.args[0]):
         return node.args[1]
+    if node.op == "chain" and set(node.name.split()) <= {"<", "<=", ">", ">="}:  # the range of y/x or f(x) is a set
+        varying = [position for position, side in enumerate(node.args) if free_symbols(side)]
+        if len(varying) == 1 and num_variables(node) > 1:
+            sides = list(node.args)
+            sides[varying[0]] = Node("sym", name="range")
+            return Node("chain", tuple(sides), name=node.name)
     return node

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 from falcon_h1r.verifier.extract import unwrap_boxes
+from falcon_h1r.verifier.remarks import builder_family, split_remark, whole_answer
 
 _UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*",
@@ -14,7 +16,8 @@ _UNICODE = {
     "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "∈": r"\in ", "∅": r"\emptyset ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "∠": r"\angle ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "→": r"\to ", "′": "'", "’": "'",
-    "∣": "|", "，": ",", "；": ";", "：": ":", "％": "%", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
+    "∣": "|", "≡": r"\equiv ", "…": r"\dots ", "⋯": r"\dots ", "⟨": r"\langle ", "⟩": r"\rangle ",
+    "，": ",", "；": ";", "：": ":", "％": "%", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
     "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
 }  # fmt: skip
 _GREEK = (
@@ -32,12 +35,25 @@ _INVISIBLE = frozenset(("Cf", "Cc", "Cs", "Co", "Cn"))
 
 _END = r"(?![A-Za-z])"  # of a command's name
 _TEXT = r"\\(?:text|mathrm)\s*\{\s*"
+_INDEX = r"\{?(\w+)\}?"  # of a letter, braces dropped
+
+_MINUTE = r"(?:'|\^\s*\{?\s*\\prime\s*\}?|′)"
+
+
+def _in_degrees(match: re.Match[str]) -> str:
+    degrees, minutes, seconds = match.groups()
+    return f"({degrees}+{minutes}/60+{seconds or 0}/3600)°"
+
 
 # Applied in order to the LaTeX source; each drops or unifies one way of writing and never changes the value.
-_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+_REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$|[€£¥₹]", ""),
+        (r"\{([:;.])\}", r"\1"),
+        # a decimal comma: in braces unless three digits follow, or behind thousands' points
+        (r"(?<![\d,.])(0|\d+(?=\{,\}(?!\d{3}(?!\d))))\{,\}(?=\d)", r"\1."),
+        (r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d+)(?![\d.,])", r"\1\2.\3"),
         (r"\\\\\s*\[[\d.]+\s*(?:em|ex|pt|mm|cm)\]", r"\\\\ "),
         (r"(?<!\\)\\[()\[\]]|\$+", " "),
         (r"\\(?:left|right)\s*\.", " "),
@@ -47,7 +63,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(\d)\s*,\s*\\!\s*(?=\d{3}(?!\d))", r"\1"),
         (r"(\d)(?:\\[,;: ]\s?)(?=\d{3}(?!\d))", r"\1"),
         (r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|enspace|thinspace|hfill|newline|nobreak)" + _END + ")|~", " "),
-        (r"\\[dtc]frac" + _END, r"\\frac"),
+        (r"\\(?:[dtcs]|nice)frac" + _END, r"\\frac"),
         (r"\\[dt]binom" + _END, r"\\binom"),
         (r"\\(?:leq|leqslant|le)" + _END + "|<=|=<", "≤"),
         (r"\\(?:geq|geqslant|ge)" + _END + "|>=", "≥"),
@@ -71,21 +87,36 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # ordinals: 12th, 5^{th}
         (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:" + _TEXT + r")?(?:st|nd|rd|th)" + _END + r"\s*\}*", ""),
         (r"(?<=\S)\s*\\text\s*\{\s*\([^{}()]*\)\s*\}\s*$", ""),
-        (r"(?i)^\s*(?:\\text\s*\{)?\s*all real (?:numbers|values)\s*\}?\s*$", r"\\mathbb{R}"),
         (r"\\colon" + _END, ":"),
         (r"\\(?:simeq|cong|sim|doteq)" + _END, r"\\approx "),
+        (r"\.{3,}|\\(?:dots[bcimo]?|[lch]dots)" + _END, r" \\dots "),
+        (r"(?i)(?<=:\d\d)\s*(?:" + _TEXT + r")?(a|p)\.?\s?m\b\.?\s*\}?", r" \\text{\1m}"),
+        # a repeating decimal: 0.1(6), 0.\dot{1}4\dot{2}
+        (r"(?<![\d.])(\d*\.\d*)\((\d+)\)(?![\d^])", r"\1\\overline{\2}"),
+        (r"(?<![\d.])(\d*\.\d*)\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
+        # degrees, minutes and seconds
+        (r"(?<!\d)(\d+)\s*°\s*(\d+)\s*" + _MINUTE + r"(?:\s*(\d+(?:\.\d+)?)\s*(?:" + _MINUTE + "{2}|\"))?", _in_degrees),
+        (r"\\overrightarrow" + _END, r"\\vec"),
+        (r"\\(?:mathbf|bm|boldsymbol)\s*\{?\s*([RZQN])\s*\}?(?![A-Za-z])", r"\\mathbb{\1}"),
+        (r"(?<=[\d)]\*)I\b|(?<=[+-] )I\b|\bI(?=\*)", "i"),  # sympy's imaginary unit
+        (r"^\s*(?:Matrix|array)\s*\(\s*(\[.*\])\s*\)\s*$", r"\1"),
+        (r"^\s*=\s*", ""),
+        # what introduces the answer: a sentence, an article, the noun of a letter
+        (r"^\s*\\text\s*\{[^{}]*\b(?:is|are|equals|equal to|be|has|have|:)(?: approximately)?\s*:?\s*\}\s*(?=\S)", ""),
+        (r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
+        (r"(?i)^\s*(?:\\text\s*\{\s*)?(?:option|choice|point|statement|answer)\s*\}?\s*(\(?[A-Z]\)?)\s*\}?\s*$", r"\1"),
+        # combinations with the indices around the letter
+        (r"(?:\{\s*\}|(?<![\w}]))[\^_]\s*" + _INDEX + r"\s*C\s*_\s*" + _INDEX, r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z])C\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, r"\\binom{\1}{\2}"),
+        (r"(?<![A-Za-z])C\s*\^\s*" + _INDEX + r"\s*_\s*" + _INDEX, r"\\binom{\2}{\1}"),
     )
 )  # fmt: skip
 _THOUSANDS = re.compile(r"(?<![\d.,^_])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,^_/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]| \d)")
-# What follows a value without being part of it: an approximation, a condition, the domain of a parameter.
-_REMARK = re.compile(
-    r"\\text\s*\{\s*[(\[]?\s*(?:approx\w*|about|roughly|or about|i\.e|where|for|when|if|with)\b"
-    r"|[(\[]\s*(?:\\text\s*\{\s*)?(?:approximately|approx|about|roughly|where)\b"
-    r"|(?:,|\(|\\text\s*\{[^{}]*\})\s*[a-zA-Z](?:\s*,\s*[a-zA-Z]){0,4}\s*\\in\s*(?:\\mathbb\s*\{?\s*|\\)?[ZNQR]\b"
-    r"|\\forall\b|\bfor all\b|\bfor every\b|\bwhere\b"
+_INTERVAL = re.compile(
+    r"(?<!\\sqrt)([\[\]])(?!\{)(\s*[^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]*[^\[\]()\s,;]\s*)(?<!\\sqrt)([\[\]])(?!\{)"
 )
-_REVERSED_BRACKETS = re.compile(r"(\])([^\[\]]+)([\[\]])")  # ]0,1[ for (0,1)
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
 
 
 def _join_thousands(text: str) -> str:
@@ -94,41 +125,53 @@ def _join_thousands(text: str) -> str:
         return text
     out: list[str] = []
     depth = 0
+    inside_command = False  # in \frac{1,000}{3} a comma lists nothing
     for piece in re.split(r"([()\[\]{}])", text):
         if piece in ("(", "[", "{"):
             depth += 1
+            inside_command = piece == "{" and "".join(out[-2:]).rstrip().endswith(("\\frac", "}", "^"))
         elif piece in (")", "]", "}"):
             depth -= 1
-        elif depth == 0:
+        elif depth == 0 or inside_command:
             for pattern in (_THOUSANDS, _SPACED_THOUSANDS):
                 piece = pattern.sub(lambda m: m.group(1) + m.group(2).replace(",", "").replace(" ", ""), piece)
         out.append(piece)
     return "".join(out)
 
 
-def clean(answer: str, join_thousands: bool = True) -> str:
-    """The answer in few ways of writing: what the tokeniser reads."""
+def _with_round_brackets(match: re.Match[str]) -> str:
+    """]0, 1[ as (0, 1)."""
+    low, body, high = match.groups()
+    return ("(" if low == "]" else low) + body + (")" if high == "[" else high)
+
+
+def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, str]:
+    """(value, remark) of an answer in few ways of writing; the value is what the tokeniser reads."""
     text = unwrap_boxes(answer)
+    if _ESCAPED_TWICE.search(text) and ("\\begin" not in text or "\\\\begin" in text):
+        text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).translate(_TRANSLATION)
         text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "\n\t")
+    text = " ".join(text.split())
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     text = " ".join(text.split())
-    if reversed_brackets := _REVERSED_BRACKETS.fullmatch(text):
-        _, body, high = reversed_brackets.groups()
-        text = "(" + body + (")" if high == "[" else high)
+    text = _INTERVAL.sub(_with_round_brackets, text)
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
-    remark = _REMARK.search(text)
-    if remark and remark.start() > 0:
-        text = text[: remark.start()].rstrip(" ,")
+    text, remark = split_remark(builder_family(whole_answer(text)))
     if join_thousands:
         text = _join_thousands(text)
     while text and text[-1] in ".,;: \\":
         text = text[:-1]
-    return text
+    return text, remark
+
+
+def clean(answer: str) -> str:
+    """The value of `clean_parts` alone."""
+    return clean_parts(answer)[0]
 
 
 def compact(cleaned: str) -> str:

@@ -24,7 +24,7 @@ LOW_DIGITS, HIGH_DIGITS = 30, 80
 _MAX_EXPONENT_BITS = 60  # of the binary exponent of any value: larger towers are beyond the budget
 _MAX_TRIG = 10**30
 _MAX_SUM_TERMS = 1_000
-_WEIGHTS = {"factorial": 20, "binom": 40, "root": 4, "log": 6}
+_WEIGHTS = {"factorial": 20, "factorial2": 20, "binom": 40, "root": 4, "log": 6}
 _local = threading.local()
 
 
@@ -146,7 +146,7 @@ class NumericEvaluator:
             return self.guarded(name, args)
         if node.name == "log":
             return self.logarithm(args)
-        if node.name in ("factorial", "binom"):
+        if node.name in ("factorial", "factorial2", "binom"):
             if any(abs(a) > 10**12 for a in args):
                 raise BudgetExceeded(f"{node.name} of a huge argument")
             return self.guarded(name, args)
@@ -207,9 +207,7 @@ _GROWING = frozenset("sinh cosh tanh coth sech csch floor ceil".split())
 _MPMATH_NAMES = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
     "arccsc": "acsc", "arcsinh": "asinh",
-    "arccosh": "acosh", "arctanh": "atanh", "abs": "fabs", "binom": "binomial", "sgn": "sign", "Re": "re",
-    "Im": "im",
+    "arccosh": "acosh", "arctanh": "atanh", "abs": "fabs", "binom": "binomial", "factorial2": "fac2",
+    "sgn": "sign", "Re": "re", "Im": "im",
 }  # fmt: skip
-_ONE_ARGUMENT = (
-    _TRIGONOMETRIC | _GROWING | frozenset(n for n in _MPMATH_NAMES if n != "binom") | frozenset(("ln",))
-)  # fmt: skip
+_ONE_ARGUMENT = _TRIGONOMETRIC | _GROWING | {*_MPMATH_NAMES, "ln"} - {"binom", "factorial2"}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from falcon_h1r.verifier.notation import clean
+from falcon_h1r.verifier.notation import clean_parts
 from falcon_h1r.verifier.parse_expression import ExpressionParser
+from falcon_h1r.verifier.remarks import declared_parameters
+from falcon_h1r.verifier.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
 from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError
 
-RELATIONS = {"=": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"}
+RELATIONS = {
+    "=": "=", "\\equiv": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"
+}  # fmt: skip
 _CLOSES = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
 _MAX_PIECES = 60
+_IN_LABELS = (",", "|", "\\cap", "\\cup", "'")  # P(A | B) = ...
+_ALIGNED = ("aligned", "align", "split", "gathered")
+_FILLERS = ("is", "are", "a", "an", "the")
+_CONDITION_WORDS = ("if", "for", "when", "where", "as", "and")
 _SET_OPERATORS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus", "\\backslash": "minus"}
 
 
@@ -26,9 +34,11 @@ class AnswerParser(ExpressionParser):
         """Items between separators; several items to a semicolon are one tuple each: p=5,q=2; p=7,q=2."""
         groups: list[list[Node]] = [[]]
         kinds: set[str] = set()
+        separators: list[str] = []  # between the items of the first group
         while self.token.kind != "eof" and self.token.text not in closing:
             if self.token.kind == "sep":
                 kinds.add(self.token.text)
+                separators.append(self.token.text)
                 if self.advance().text == ";" and groups[-1]:
                     groups.append([])
                 continue
@@ -38,24 +48,26 @@ class AnswerParser(ExpressionParser):
             if len(groups) + len(groups[-1]) > MAX_ITEMS:
                 raise BudgetExceeded(f"more than {MAX_ITEMS} items")
         groups = [group for group in groups if group]
+        if len(groups) == 1 and (solutions := joined_solutions(groups[0], separators)) is not None:
+            return solutions
         joiner = "or" if "or" in kinds else "and" if "and" in kinds else ","
         if len(groups) == 1 and len(groups[0]) == 1 and not kinds - {"and", "or"} and closing == ():
             return groups[0][0]
         if len(groups) > 1 and any(len(group) > 1 for group in groups):
             return Node("list", tuple(Node("tuple", tuple(group), name="()") for group in groups), name=joiner)
-        items = tuple(item for group in groups for item in group)
+        items = with_progression(with_shared_modulus([item for group in groups for item in group]))
         if len(items) == 1 and closing == ():
             return items[0]
         return Node("list", items, name=joiner)
 
     def item(self) -> Node:
         """side (relation side)*; the last part of a derivation; the exact part of an approximation."""
-        sides = [self.side()]
+        sides = [_named_point(self.modulus(self.side()))]
         names: list[str] = []
         while self.token.kind == "op":
             if self.token.text in RELATIONS:
                 names.append(RELATIONS[self.advance().text])
-                sides.append(self.side())
+                sides.append(self.modulus(self.side()))
             elif self.accept("\\approx"):
                 self.side()
             elif self.accept("\\iff", "\\implies", "\\Rightarrow"):
@@ -63,6 +75,19 @@ class AnswerParser(ExpressionParser):
             else:
                 break
         return sides[0] if not names else Node("chain", tuple(sides), name=" ".join(names))
+
+    def modulus(self, residue: Node) -> Node:
+        r"""What follows as \pmod{m}, \bmod m or (mod m), around its residue; without one, the residue."""
+        bracket = self.token.text == "(" and self.peek().text == "mod"
+        if bracket:
+            self.position += 2
+            modulus = self.expression()
+            self.expect(")")
+        elif self.accept("\\pmod", "\\mod", "\\bmod") or self.accept_word("mod"):
+            modulus = self.operand()
+        else:
+            return residue
+        return Node("mod", (residue, modulus))
 
     def side(self) -> Node:
         """A name with its arguments, or set operations and ratios of expressions."""
@@ -98,7 +123,7 @@ class AnswerParser(ExpressionParser):
                 name += "^-1"
             if self.accept("("):
                 inside = ""
-                while self.token.kind in ("name", "num") or self.token.text == ",":
+                while self.token.kind in ("name", "num") or self.token.text in _IN_LABELS:
                     inside += self.advance().text
                 if inside and self.accept(")") and self.token.text == "=":
                     return Node("sym", name=f"{name}({inside})")
@@ -109,10 +134,13 @@ class AnswerParser(ExpressionParser):
         """a : b : c; with a part like 05 or 00 it is a time of day, which has no common factor to cancel."""
         parts = [self.expression()]
         clock = False
-        while self.accept(":"):
+        while self.accept(":") or self.accept_word("to"):
             clock = clock or (len(self.token.text) == 2 and self.token.text[0] == "0")
             parts.append(self.expression())
-        return parts[0] if len(parts) == 1 else Node("ratio", tuple(parts), name="clock" if clock else "")
+        half = self.advance().text.lower() if self.token.text.lower() in ("am", "pm") else ""
+        if len(parts) == 1:
+            return parts[0]
+        return Node("ratio", tuple(parts), name=f"clock{half}" if clock or half else "")
 
     # ------------------------------------------------------------------ brackets
     def bracketed(self) -> Node:
@@ -122,10 +150,8 @@ class AnswerParser(ExpressionParser):
         opening = self.advance().text
         if opening == "\\{" and (condition := self.builder()) is not None:
             node = condition
-        elif opening == "{" and self.is_choose():
-            top = self.expression()
-            self.expect("\\choose")
-            node = Node("func", (top, self.expression()), name="binom")
+        elif opening == "{" and self.is_stacked():
+            node = self.stacked(self.expression())
             self.expect("}")
         else:
             inner = self.collection(_CLOSES[opening])
@@ -137,14 +163,14 @@ class AnswerParser(ExpressionParser):
         self.depth -= 1
         return node
 
-    def is_choose(self) -> bool:
-        """Whether the open group is {a \\choose b}."""
+    def is_stacked(self) -> bool:
+        """Whether the open group is {a \\choose b} or {a \\over b}."""
         level = 0
         for token in self.tokens[self.position :]:
             level += {"{": 1, "}": -1}.get(token.text, 0)
             if level < 0:
                 return False
-            if level == 0 and token.text == "\\choose":
+            if level == 0 and token.text in ("\\choose", "\\over"):
                 return True
         return False
 
@@ -168,6 +194,44 @@ class AnswerParser(ExpressionParser):
         return body if domain is None else Node("inter", (domain, body))
 
     # ------------------------------------------------------------------ limits, sums, products, integrals
+    def cases(self) -> Node:
+        """Rows between braces: a system of equations, or values with the conditions under which they hold."""
+        environment = self.advance().text
+        if environment in _ALIGNED:  # here "&" is about layout
+            self.tokens[self.position :] = [t for t in self.tokens[self.position :] if t.text != "&"]
+        rows: list[list[Node]] = [[]]
+        while self.token.kind not in ("end", "eof"):
+            if self.accept("\\\\"):
+                rows.append([])
+            elif not self.accept("&"):
+                while self.token.text in _CONDITION_WORDS:
+                    self.advance()
+                rows[-1].append(self.cell(environment))
+            if sum(map(len, rows)) > MAX_ITEMS:
+                raise BudgetExceeded(f"more than {MAX_ITEMS} cells")
+        if self.advance().text != environment:
+            raise NotationError("an environment never ends")
+        rows = [row for row in rows if row]
+        if rows and all(len(row) == 1 for row in rows):
+            return Node("list", tuple(row[0] for row in rows), name="and")
+        if any(len(row) != 2 for row in rows):
+            raise NotationError("cases that are not pairs of a value and its condition")
+        return Node("piecewise", tuple(Node("row", tuple(row)) for row in rows))
+
+    def cell(self, environment: str) -> Node:
+        """One cell of cases; a condition in words ("n is even") is text."""
+        ends = ("\\\\", "&", environment)
+        end = self.position
+        while self.tokens[end].kind != "eof" and self.tokens[end].text not in ends:
+            end += 1
+        inside = self.tokens[self.position : end]
+        if any(t.kind == "word" and t.text not in _CONDITION_WORDS for t in inside):
+            self.position = end
+            words = (t.text for t in inside if t.text not in (*_FILLERS, ","))
+            return Node("text", name=" ".join(words).lower())
+        cell = self.collection((*ends, *_CONDITION_WORDS))
+        return cell.args[0] if len(cell.args) == 1 else cell
+
     def big_operator(self, kind: str) -> Node:
         """A limit, sum, product or definite integral, after its sign."""
         lower = upper = Node("sym", name="oo")
@@ -203,6 +267,13 @@ class AnswerParser(ExpressionParser):
         return variable, lower
 
 
+def _named_point(node: Node) -> Node:
+    """A(1, 2) as A = (1, 2)."""
+    if node.op == "mul" and len(node.args) == 2 and node.args[1].op == "tuple" and node.args[0].name[:1].isupper():
+        return Node("chain", node.args, name="=")
+    return node
+
+
 def _close(opening: str, closing: str, inner: Node) -> Node:
     """What a bracket means by its shape and by how many items it holds."""
     if opening == "\\{":
@@ -222,7 +293,13 @@ def parse_answer(answer: str, join_thousands: bool = True) -> Node:
     """The tree of an answer; raises NotationError or BudgetExceeded, and nothing else, on any text."""
     if len(answer) > MAX_ANSWER_CHARS:
         raise BudgetExceeded(f"longer than {MAX_ANSWER_CHARS} characters")
-    cleaned = clean(answer, join_thousands)
+    cleaned, remark = clean_parts(answer, join_thousands)
     if not cleaned:
         raise NotationError("empty")
-    return AnswerParser(cleaned).answer()
+    tree = AnswerParser(cleaned).answer()
+    if remark and (written_out := enumerated(tree, remark)) is not None:
+        return written_out
+    parameters, integers = declared_parameters(remark)
+    if not parameters:
+        return tree
+    return Node("given", (tree,), name=("Z" if integers else "C") + ":" + " ".join(sorted(parameters)))

@@ -13,12 +13,13 @@ from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotationError, negati
 _OPENERS = (
     "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "
     "\\emptyset "
-    "\\lim \\sum \\prod \\int \\langle"
+    "\\lim \\sum \\prod \\int \\langle \\dots"
 )
 _STARTS_OPERAND = DECORATIONS | frozenset(_OPENERS.split())
 # Signs behind or before one operand nest the tree, each by one level.
 _MAX_POSTFIX = 20
 _MAX_SIGNS = 6
+_NOT_UNITS = ("am", "pm", "Am", "Pm", "to", "mod", "otherwise", "if", "when", "where", "as")
 
 
 class ExpressionParser(OperandParser):
@@ -56,6 +57,8 @@ class ExpressionParser(OperandParser):
         token = self.token
         if self.open_integrals and token.text == "d" and self.peek().kind == "name":
             return False
+        if token.text == "(" and self.peek().text == "mod":
+            return False
         if token.kind in ("num", "name", "func", "begin"):
             return True
         return token.kind == "op" and (token.text in _STARTS_OPERAND or (token.text == "|" and not self.open_bars))
@@ -70,7 +73,7 @@ class ExpressionParser(OperandParser):
                 self.advance()
             elif self.accept("/", "\\div"):
                 divisors.append(self.signed_factor())
-            elif self.token.kind == "word" and factors[0].op != "text":
+            elif self.token.kind == "word" and self.token.text not in _NOT_UNITS and factors[0].op != "text":
                 self.skip_unit()
             elif self.starts_factor():
                 self.check_juxtaposition(divisors[-1] if divisors else factors[-1])
@@ -88,13 +91,23 @@ class ExpressionParser(OperandParser):
             raise NotationError("a word before a value")
 
     def skip_unit(self) -> None:
-        """Step over the words of a unit and their power."""
-        while self.token.kind == "word":
-            self.advance()
-        if self.token.text == "^" and self.peek().kind == "num":
-            self.position += 2
-        elif self.token.text == "^" and self.peek().text == "{" and self.peek(3).text == "}":
-            self.position += 4
+        """Step over the words of a unit, their powers, and what joins them: kg m^2 / s^{-3}, J \\cdot s."""
+        while True:
+            ahead = [self.peek(k).text for k in range(5)]
+            if self.token.kind == "word" and self.token.text not in _NOT_UNITS:
+                self.advance()
+            elif ahead[0] == "^" and self.peek().kind == "num":
+                self.position += 2
+            elif ahead[:2] == ["^", "-"] and self.peek(2).kind == "num":
+                self.position += 3
+            elif ahead[:2] == ["^", "{"] and ahead[3] == "}":
+                self.position += 4
+            elif ahead[:3] == ["^", "{", "-"] and ahead[4] == "}":
+                self.position += 5
+            elif ahead[0] in ("\\cdot", "*", "/") and self.peek().kind == "word":
+                self.advance()
+            else:
+                return
 
     def signed_factor(self) -> Node:
         """A factor that may carry a sign: 2 * -3."""
@@ -119,10 +132,10 @@ class ExpressionParser(OperandParser):
             num_signs += 1
             if num_signs > _MAX_POSTFIX:
                 raise BudgetExceeded(f"more than {_MAX_POSTFIX} powers and postfix signs in a row")
-            if self.accept("!"):
-                if self.token.text == "!":
-                    raise NotationError("a double factorial")
-                base = Node("func", (base,), name="factorial")
+            if base.op == "num" and self.token.text == "_":
+                base = Node("based", (base,), name=self.subscript())
+            elif self.accept("!"):
+                base = Node("func", (base,), name="factorial2" if self.accept("!") else "factorial")
             elif self.token.text == "^":
                 self.advance()
                 if self.accept("\\prime", "\\ast", "\\star"):

@@ -21,6 +21,22 @@ def literal(text: str) -> Node:
     return Node("num", value=value, digits=digits if value.denominator > 1 else 0)
 
 
+def recurring(text: str) -> Node:
+    """0.333... and 0.1818... as the fractions they stand for; a decimal that shows no period as written."""
+    whole, _, decimals = text.partition(".")
+    for period in range(1, len(decimals) // 2 + 1):
+        repeats = 3 if period == 1 else 2
+        tail = decimals[-period:]
+        if decimals.endswith(tail * repeats):
+            start = len(decimals)
+            while start >= period and decimals[start - period : start] == tail:
+                start -= period
+            fixed = decimals[:start]
+            value = Fraction(f"{whole or 0}.{fixed or 0}")
+            return number(value + Fraction(int(tail), (10**period - 1) * 10 ** len(fixed)))
+    return literal(text)
+
+
 class NumeralParser:
     """Parses what one answer's tokens hold; a fresh one for every answer."""
 
@@ -55,6 +71,13 @@ class NumeralParser:
             return True
         return False
 
+    def accept_word(self, text: str) -> bool:
+        """Step over a word if it is next."""
+        if self.token.kind == "word" and self.token.text == text:
+            self.position += 1
+            return True
+        return False
+
     def expect(self, text: str) -> None:
         """Step over an operator that has to be next."""
         if not self.accept(text):
@@ -73,6 +96,8 @@ class NumeralParser:
         whole = literal(written)
         if self.token.text in ("\\overline", "\\dot") and "." in written:
             return self.repeating(written)
+        if "." in written and self.accept("\\dots"):
+            return recurring(written)
         if self.token.text == "_":
             return Node("based", (whole,), name=self.subscript())
         if whole.value.denominator > 1:

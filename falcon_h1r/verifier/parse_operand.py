@@ -5,10 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 from falcon_h1r.verifier.parse_numeral import NumeralParser, literal
-from falcon_h1r.verifier.tokens import Token
+from falcon_h1r.verifier.tokens import UNIT_VECTORS, Token
 from falcon_h1r.verifier.tree import Node, NotationError, negative, number
 
 _MATRICES = {"pmatrix": "", "bmatrix": "", "matrix": "", "array": "", "smallmatrix": "", "vmatrix": "det"}
+_CASES = ("cases", "dcases", "rcases", "aligned", "align", "gathered", "split")
 _DRAWN = "overline vec hat bar tilde dot ddot underline overrightarrow widehat"
 DECORATIONS = frozenset(f"\\{name}" for name in _DRAWN.split())
 _BIG = {"\\lim": "lim", "\\sum": "sum", "\\prod": "prod", "\\int": "int"}
@@ -57,7 +58,7 @@ class OperandParser(NumeralParser):
             self.advance()
             node = self.function(token.text)
         elif token.kind == "begin":
-            node = self.matrix()
+            node = self.cases() if token.text in _CASES else self.matrix()
         elif token.kind == "op":
             node = self.command(token.text)
         else:
@@ -65,12 +66,18 @@ class OperandParser(NumeralParser):
         self.depth -= 1
         return node
 
+    def stacked(self, top: Node) -> Node:
+        r"""{a \over b} and {a \choose b}, from the command on."""
+        if self.advance().text == "\\over":
+            return Node("div", (top, self.expression()))
+        return Node("func", (top, self.expression()), name="binom")
+
     def fraction_part(self) -> Node:
         r"""An argument of \frac: a group, or one digit, name or command, as TeX reads it."""
         if self.accept("{"):
             part = self.expression()
-            if self.accept("\\choose"):
-                part = Node("func", (part, self.expression()), name="binom")
+            if self.token.text in ("\\choose", "\\over"):
+                part = self.stacked(part)
             self.expect("}")
             return part
         if self.token.kind == "num" and self.token.text.isdigit():
@@ -115,7 +122,9 @@ class OperandParser(NumeralParser):
         if op in ("\\mathbb", "\\mathcal"):
             return self.subscripted("set:" + self.raw_group())
         if op in DECORATIONS:
-            return self.subscripted(f"{op[1:]}({self.raw_group()})")
+            return self.subscripted(_drawn(op[1:], self.raw_group()))
+        if op == "\\dots":
+            return Node("sym", name="dots")
         if op == "\\boxed":
             return self.fraction_part()
         if op == "\\emptyset":
@@ -162,7 +171,7 @@ class OperandParser(NumeralParser):
         if self.token.text in ("(", "[", "{", "\\{"):
             bare = self.token.text != "(" or name == "sqrt"
             group = self.bracketed()
-            if group.op in ("tuple", "set") and name in ("max", "min", "gcd", "lcm", "log", "binom"):
+            if group.op in ("tuple", "set") and name in ("max", "min", "gcd", "lcm", "log", "binom", "diag"):
                 return group.args
             if bare or name != "sqrt":
                 return (group,)
@@ -173,6 +182,10 @@ class OperandParser(NumeralParser):
         while self.starts_factor() and self.token.kind != "func" and self.token.text not in ("(", "[", "\\{", "|"):
             argument = Node("mul", (argument, self.factor()))
         return (negative(argument) if negated else argument,)
+
+    def cases(self) -> Node:
+        """Rows between braces that are no matrix."""
+        raise NotImplementedError
 
     def big_operator(self, kind: str) -> Node:
         """A limit, sum, product or integral."""
@@ -203,6 +216,12 @@ class OperandParser(NumeralParser):
         return Node("matrix", tuple(rows), name=_MATRICES[environment])
 
 
+def _drawn(decoration: str, name: str) -> str:
+    """A decorated name; unit vectors are one thing under a hat, an arrow and in bold type."""
+    letter = name.removeprefix("hat(").removesuffix(")").replace("imath", "i").replace("jmath", "j")
+    return f"hat({letter})" if letter in UNIT_VECTORS and decoration in ("hat", "vec") else f"{decoration}({name})"
+
+
 def _apply(name: str, arguments: tuple[Node, ...]) -> Node:
     """Functions that are another way of writing a power or a logarithm become that."""
     if name == "sqrt":
@@ -211,4 +230,11 @@ def _apply(name: str, arguments: tuple[Node, ...]) -> Node:
         return Node("pow", (Node("sym", name="e"), arguments[0]))
     if name == "lg":
         return Node("func", (*arguments[:1], number(10)), name="log")
+    if name == "diag":
+        size = range(len(arguments))
+        rows = (tuple(arguments[i] if i == j else number(0) for j in size) for i in size)
+        return Node("matrix", tuple(Node("row", row) for row in rows))
+    if name == "cis":
+        sine = Node("func", arguments, name="sin")
+        return Node("add", (Node("func", arguments, name="cos"), Node("mul", (Node("sym", name="i"), sine))))
     return Node("func", arguments, name=name)

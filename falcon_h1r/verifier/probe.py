@@ -7,16 +7,18 @@ is absolute, so 1/2004! is not 0.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from falcon_h1r.verifier.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, NumericEvaluator, context
-from falcon_h1r.verifier.tree import Node, Undefined, contains, free_symbols
+from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, contains, free_symbols
 
 # Ranges of the points: small and larger positive values, both signs, then integers for factorials and (-1)^n.
 _RANGES = ((0.2, 1.4), (1.0, 4.0), (-3.0, 3.0), (-1.5, 1.5), (4.0, 12.0))
 _NUM_INTEGER_POINTS = 3
+_NUM_MIXED_POINTS = 6
 
 
 def _fraction_of(name: str, index: int) -> float:
@@ -24,12 +26,21 @@ def _fraction_of(name: str, index: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def points(names: frozenset[str]) -> list[dict[str, Any]]:
+def _from_any_range(name: str, index: int) -> float:
+    low, high = _RANGES[int(len(_RANGES) * _fraction_of(name, index))]
+    return low + (high - low) * _fraction_of(name, index + 1000)
+
+
+def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
     """Fixed values of the variables: they depend on the names alone, so verdicts repeat."""
     if not names:
         return [{}]
     real = [{n: lo + (hi - lo) * _fraction_of(n, i) for n in names} for i, (lo, hi) in enumerate(_RANGES)]
+    if len(names) > 1:  # and ranges mixed, for what has a value only where one variable is larger than another
+        real += [{n: _from_any_range(n, 300 + index) for n in names} for index in range(_NUM_MIXED_POINTS)]
     whole = [{n: 2 + math.floor(20 * _fraction_of(n, 100 + i)) for n in names} for i in range(_NUM_INTEGER_POINTS)]
+    for index, point in enumerate(real):
+        point.update({n: math.floor(30 * _fraction_of(n, 200 + index)) - 9 for n in names & integers})
     return real + whole
 
 
@@ -55,17 +66,44 @@ def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, mete
     return bool(fine_gap <= fine_scale * tiny**-60 or (gap > 0 and fine_gap <= gap * tiny**-35))
 
 
-def same_function(a: Node, b: Node, meter: Meter) -> bool | None:
+def _holds(assumption: Node, point: Mapping[str, Any], meter: Meter) -> bool:
+    """Whether an inequality holds at a point; one that has no value there does not."""
+    try:
+        sides = [NumericEvaluator(LOW_DIGITS, point, meter)(side) for side in assumption.args]
+    except (Undefined, NotNumeric):
+        return False
+    signs = [_sign(high - low) for low, high in itertools.pairwise(sides)]
+    return all(sign in _RELATIONS[name] for sign, name in zip(signs, assumption.name.split(), strict=True))
+
+
+def _sign(value: Any) -> int:
+    return 0 if value == 0 or value.imag != 0 else 1 if value.real > 0 else -1
+
+
+_RELATIONS = {"<": (1,), "<=": (0, 1), ">": (-1,), ">=": (0, -1), "!=": (-1, 1)}
+
+
+def same_function(
+    a: Node,
+    b: Node,
+    meter: Meter,
+    integers: frozenset[str] = frozenset(),
+    assumptions: tuple[Node, ...] = (),
+) -> bool | None:
     """Whether two trees agree wherever both have real values, and somewhere they must have; None: no point
     tells.
 
     Complex values count when the imaginary unit is written, and where no point is real (roots of negatives).
     """
     names = free_symbols(a) | free_symbols(b)
+    if any(n.op == "func" and n.name == "factorial2" for tree in (a, b) for n in tree.walk()):
+        integers = names  # between integers it has no agreed value
     writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
     for real_only in (False,) if writes_i or not names else (True, False):
         answers = []
-        for point in points(names):
+        for point in points(names, integers):
+            if not all(_holds(assumption, point, meter) for assumption in assumptions):
+                continue
             answer = same_value(a, b, point, real_only, meter)
             if answer is False:
                 return False

@@ -7,11 +7,12 @@ all those points and between them, which needs no algebra of sets at all.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
+from falcon_h1r.verifier.polynomial import MAX_DEGREE, rational_function, real_roots
 from falcon_h1r.verifier.tree import (
     BudgetExceeded,
     Node,
@@ -22,7 +23,6 @@ from falcon_h1r.verifier.tree import (
     number,
 )
 
-_MAX_DEGREE = 12
 _MAX_ABSOLUTES = 3
 _MAX_POINTS = 200
 INFINITY = float("inf")
@@ -81,6 +81,8 @@ class SetBuilder:
             return self.interval(self.real(args[0]), self.real(args[1]), node.name[0] == "[", node.name[1] == "]")
         if op == "set":
             return self.finite([self.real(a) for a in args])
+        if op == "inter" and args[0].op == "sym" and args[0].name in ("set:Z", "set:N"):
+            return self.whole_numbers(self.build(args[1]), args[0].name == "set:N")
         if op in ("union", "inter", "minus"):
             return _combine(op, self.build(args[0]), self.build(args[1]))
         if op == "add" and len(args) == 2 and args[1].op == "mul" and args[1].args[0] == number(-1):
@@ -109,6 +111,18 @@ class SetBuilder:
     def finite(self, values: list[Any]) -> RealSet:
         """Some single points."""
         return RealSet(tuple(values), lambda x: any(self.same(x, v) for v in values))
+
+    def whole_numbers(self, members: RealSet, natural: bool) -> RealSet:
+        """The whole numbers of a bounded set; N starts at 1."""
+        changes = sorted(members.changes)
+        if natural:
+            changes = [0, *(c for c in changes if c > 0)]
+        if not changes or members.contains(changes[-1] + 1) or (not natural and members.contains(changes[0] - 1)):
+            raise NotNumeric("whole numbers without end")
+        if changes[-1] - changes[0] > _MAX_POINTS:
+            raise BudgetExceeded("a set of too many pieces")
+        whole = range(math.floor(changes[0]) + int(natural), math.ceil(changes[-1]) + 1)
+        return self.finite([k for k in whole if members.contains(k)])
 
     def conditions(self, node: Node) -> RealSet:
         """Conditions joined by "or" are a union; by "and" or commas an intersection, or a union if that is
@@ -145,6 +159,9 @@ class SetBuilder:
         if len(variables) != 1:
             raise NotNumeric("a condition on several variables")
         variable = next(iter(variables))
+        if right.op == "pm" and name in ("=", "!="):  # x = ±1 is either, x ≠ ±1 neither
+            links = [self.link(left, name, side) for side in (right.args[0], negative(right.args[0]))]
+            return _combine("union" if name == "=" else "inter", *links)
         if right.op == "sym" and not free_symbols(left):
             left, name, right = right, _TURNED[name], left
         if left.op == "sym" and left.name == variable and not free_symbols(right):
@@ -168,7 +185,7 @@ class SetBuilder:
         evaluate = self.evaluate
         changes: list[Any] = []
         for case in _without_absolutes(difference):
-            top, bottom = rational_function(case, variable)
+            top, bottom = rational_function(case, variable, self.real)
             changes += real_roots(top) + real_roots(bottom)
 
         def member(x: Any) -> bool:
@@ -177,7 +194,7 @@ class SetBuilder:
             except Undefined:
                 return False
             # Roots are known to many digits only; a value this close to zero is zero.
-            if abs(value) <= self.slack * max(abs(x), 1) ** _MAX_DEGREE * 10**6:
+            if abs(value) <= self.slack * max(abs(x), 1) ** MAX_DEGREE * 10**6:
                 return 0 in _HOLDS[name]
             return (1 if value > 0 else -1) in _HOLDS[name]
 
@@ -218,93 +235,3 @@ def _replace(node: Node, sign: int) -> Node:
             args = (*node.args[:position], _replace(arg, sign), *node.args[position + 1 :])
             return Node(node.op, args, node.name, node.value, node.digits)
     return node
-
-
-# ---------------------------------------------------------------------- polynomials over the rationals
-Polynomial = list[Fraction]  # coefficients, constant first, no trailing zeros
-
-
-def _trim(p: Polynomial) -> Polynomial:
-    while p and p[-1] == 0:
-        p = p[:-1]
-    if len(p) > _MAX_DEGREE + 1:
-        raise BudgetExceeded(f"a polynomial of degree over {_MAX_DEGREE}")
-    return p
-
-
-def _times(p: Polynomial, q: Polynomial) -> Polynomial:
-    product = [Fraction(0)] * max(len(p) + len(q) - 1, 0)
-    for (i, a), (j, b) in itertools.product(enumerate(p), enumerate(q)):
-        product[i + j] += a * b
-    return _trim(product)
-
-
-def _plus(p: Polynomial, q: Polynomial) -> Polynomial:
-    return _trim([a + b for a, b in itertools.zip_longest(p, q, fillvalue=Fraction(0))])
-
-
-def rational_function(node: Node, variable: str) -> tuple[Polynomial, Polynomial]:
-    """Numerator and denominator of a tree in one variable with rational coefficients; NotNumeric for any
-    other.
-    """
-    one = [Fraction(1)]
-    if node.op == "num":
-        return _trim([node.value]), one
-    if node.op == "sym" and node.name == variable:
-        return [Fraction(0), Fraction(1)], one
-    if node.op in ("add", "mul", "div"):
-        parts = [rational_function(a, variable) for a in node.args]
-        top, bottom = parts[0]
-        for other_top, other_bottom in parts[1:]:
-            if node.op == "add":
-                top = _plus(_times(top, other_bottom), _times(other_top, bottom))
-                bottom = _times(bottom, other_bottom)
-            elif node.op == "mul":
-                top, bottom = _times(top, other_top), _times(bottom, other_bottom)
-            else:
-                top, bottom = _times(top, other_bottom), _times(bottom, other_top)
-        return top, bottom
-    if node.op == "pow" and node.args[1].op == "num" and node.args[1].value.denominator == 1:
-        exponent = node.args[1].value.numerator
-        if abs(exponent) > _MAX_DEGREE:
-            raise BudgetExceeded(f"a power over {_MAX_DEGREE} in a condition")
-        top, bottom = rational_function(node.args[0], variable)
-        if exponent < 0:
-            top, bottom, exponent = bottom, top, -exponent
-        powers = one, one
-        for _ in range(exponent):
-            powers = _times(powers[0], top), _times(powers[1], bottom)
-        return powers
-    raise NotNumeric("not a rational function")
-
-
-def _remainder(p: Polynomial, q: Polynomial) -> tuple[Polynomial, Polynomial]:
-    """Quotient and remainder."""
-    quotient = [Fraction(0)] * max(len(p) - len(q) + 1, 0)
-    rest = list(p)
-    while len(rest) >= len(q):
-        factor, shift = rest[-1] / q[-1], len(rest) - len(q)
-        quotient[shift] = factor
-        rest = _trim([c - factor * (q[i - shift] if i >= shift else 0) for i, c in enumerate(rest)][:-1])
-    return quotient, rest
-
-
-def real_roots(p: Polynomial) -> list[Any]:
-    """The real roots, each once, to many digits. Repeated factors are divided out first: they spoil
-    convergence.
-    """
-    if len(p) < 2:
-        return []
-    from falcon_h1r.verifier.numeric import LOW_DIGITS, context
-
-    divisor, rest = p, _trim([i * c for i, c in enumerate(p)][1:])
-    while rest:
-        divisor, rest = rest, _remainder(divisor, rest)[1]
-    squarefree = _remainder(p, divisor)[0]
-    mp = context(LOW_DIGITS)
-    coefficients = [mp.mpf(c.numerator) / c.denominator for c in reversed(squarefree)]
-    try:
-        roots = mp.polyroots(coefficients, maxsteps=200, extraprec=200)
-    except mp.NoConvergence as error:
-        raise BudgetExceeded("roots that do not converge") from error
-    return [mp.re(r) for r in roots if abs(mp.im(r)) <= mp.mpf(10) ** -20 * max(1, abs(r))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from falcon_h1r.verifier.tree import (
     MAX_ITEMS,
@@ -63,7 +63,7 @@ def without_label(node: Node, any_side: bool = False) -> Node:
     if not is_equation(node):
         return node
     first, last = node.args[0], node.args[-1]
-    if is_name(first):
+    if is_name(first) or last.op == "matrix":
         return last
     if len(node.args) == 2 and last.op == "sym" and is_name(last) and last.name not in free_symbols(first):
         return first
@@ -109,6 +109,44 @@ def items_of(node: Node, any_side: bool = False) -> tuple[list[Node], list[str]]
         if len(items) > MAX_ITEMS:
             raise BudgetExceeded(f"more than {MAX_ITEMS} items")
     return items, labels
+
+
+def substituted(node: Node, values: Mapping[str, Node]) -> Node:
+    """The tree with variables replaced; one that a sum, a limit or an integral binds is not touched."""
+    if node.op == "sym":
+        return values.get(node.name, node)
+    if node.op == "big":
+        values = {name: value for name, value in values.items() if name != node.name.partition(":")[2]}
+    if not node.args:
+        return node
+    return Node(node.op, tuple(substituted(a, values) for a in node.args), node.name, node.value, node.digits)
+
+
+def as_matrix(node: Node) -> Node:
+    """[[1, 2], [3, 4]] as a matrix; any other tree as it is."""
+    rows = node.args if node.op == "tuple" and node.name == "[]" else ()
+    if not rows or any(row.op != "tuple" or row.name != "[]" or len(row.args) != len(rows[0].args) for row in rows):
+        return node
+    return Node("matrix", tuple(Node("row", row.args) for row in rows))
+
+
+# ---------------------------------------------------------------------- vectors
+_UNIT_VECTORS = ("hat(i)", "hat(j)", "hat(k)")
+
+
+def with_coordinates(node: Node) -> Node:
+    """3i + 2j in unit vectors as the vector (3, 2): each coordinate is the sum at that unit vector."""
+    names = {n.name for n in node.walk() if n.op == "sym" and n.name in _UNIT_VECTORS}
+    if not names:
+        return node
+    if node.op not in ("add", "mul", "div", "sym", "pm"):
+        return Node(node.op, tuple(with_coordinates(a) for a in node.args), node.name, node.value, node.digits)
+    used = _UNIT_VECTORS if _UNIT_VECTORS[2] in names else _UNIT_VECTORS[:2]
+    return Node(
+        "tuple",
+        tuple(substituted(node, {other: number(int(other == name)) for other in _UNIT_VECTORS}) for name in used),
+        name="()",
+    )
 
 
 # ---------------------------------------------------------------------- matrices

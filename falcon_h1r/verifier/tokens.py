@@ -20,7 +20,7 @@ class Token:
 
 FUNCTIONS = frozenset(
     "sin cos tan cot sec csc sinh cosh tanh coth sech csch arcsin arccos arctan arccot arcsec arccsc arcsinh "
-    "arccosh arctanh ln log lg exp sqrt abs max min gcd lcm floor ceil det Re Im sgn".split()
+    "arccosh arctanh ln log lg exp sqrt abs max min gcd lcm floor ceil det Re Im sgn cis diag".split()
 )
 _FUNCTION_SYNONYMS = {
     "asin": "arcsin", "acos": "arccos", "atan": "arctan", "acot": "arccot", "asinh": "arcsinh",
@@ -31,21 +31,23 @@ _FUNCTION_SYNONYMS = {
 _NAMED = {"infty": "oo", "infinity": "oo", "inf": "oo", "Infinity": "oo", "oo": "oo", "pi": "pi"}
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi "
-    "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell hbar odot oplus ast "
+    "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell hbar imath jmath odot oplus ast "
     "star prime circ".split()
 )
-_SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any".split())
+_SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any mod".split())
+UNIT_VECTORS = ("i", "j", "k")
+_BOLD = ("mathbf", "textbf", "bf", "boldsymbol")
 _SEPARATORS = frozenset(("and", "or", "land", "lor", "wedge", "vee"))
 _TEXT_COMMANDS = frozenset(
     "text textbf textit mathrm mathbf mathit mbox operatorname textrm textsf mathsf rm bf boldsymbol".split()
 )
 _OPERATOR_COMMANDS = frozenset(
-    "frac sqrt binom choose cdot times div pm mp cup cap setminus backslash in notin approx to emptyset "
+    "frac sqrt binom choose over cdot times div pm mp cup cap setminus backslash in notin approx to emptyset "
     "lfloor rfloor lceil rceil angle overline vec hat bar tilde dot ddot underline overrightarrow "
     "widehat mathbb "
-    "mathcal lim sum prod int pmod mod bmod langle rangle iff implies Rightarrow boxed triangle ldots dots "
-    "cdots".split()
+    "mathcal lim sum prod int pmod mod bmod langle rangle iff implies Rightarrow boxed triangle dots equiv".split()
 )
+_NUMERAL = re.compile("(?=..)(?:X{0,3}(?:IX|IV|V?I{1,3}|V))")  # statements I, II and III
 _TOKEN = re.compile(
     r"(?P<num>(?:\d+\.\d+|\d+\.(?!\d)|\d+|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z\d]))?)"
     r"|(?P<command>\\(?:[A-Za-z]+|.))|(?P<run>[A-Za-z]+)|(?P<op>\*\*|->|\S)"
@@ -83,6 +85,7 @@ class _Tokeniser:
         if last is None:
             return False
         per = last.text == "/" and len(self.tokens) > 1 and self.tokens[-2].kind == "word"  # the s of m/s
+        per = per or (last.text == "\\cdot" and self.tokens[-2].kind == "word")
         return per or last.kind in ("num", "word") or last.text in ("}", ")", "°")
 
     def scan(self, text: str, words: bool = False) -> None:
@@ -122,6 +125,8 @@ class _Tokeniser:
             self.add("func", "binom", spaced)
         elif run in _NAMED or run in _GREEK:
             self.add("name", _NAMED.get(run, run), spaced)
+        elif _NUMERAL.fullmatch(run):
+            self.add("word", run, spaced)
         elif len(run) == 1 and not (words and self.after_value and run not in "ei"):
             self.add("name", run, spaced)
         elif words or len(run) >= 4 or run.lower() in _SMALL_WORDS or (run in ABBREVIATIONS and self.after_value):
@@ -138,6 +143,9 @@ class _Tokeniser:
             if position < len(text) and text[position] == "{":
                 end = _group_end(text, position)
                 content = text[position + 1 : end]
+                if content.strip() in UNIT_VECTORS and name in _BOLD:
+                    self.add("name", f"hat({content.strip()})", spaced)
+                    return end + 1
                 # mathrm{e} and friends are names in upright type; a word in upright type is a word
                 self.scan(content, words=True)
                 return end + 1

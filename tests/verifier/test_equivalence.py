@@ -94,7 +94,90 @@ RIGHT = {
         (r"\text{no solution}", "No solution"),
     ],
     "ratios": [("1:2:3", "2:4:6"), ("3:4", "3/4")],
-    "remarks": [(r"\frac{1}{2} \approx 0.5", "1/2"), (r"k\pi, k \in \mathbb{Z}", r"k\pi")],
+    "remarks": [
+        (r"\frac{1}{2} \approx 0.5", "1/2"),
+        (r"k\pi, k \in \mathbb{Z}", r"k\pi"),
+        (r"\text{The answer is } 7", "7"),
+        (r"\text{The only solution is } f(n)=n^2 \text{ for every positive integer } n", "f(n)=n^2"),
+        ("= 12", "12"),
+    ],
+    "decimal commas, dots and bars": [
+        ("0{,}25", r"\frac14"),
+        ("1.234,56", "1234.56"),
+        (r"\frac{1,000}{3}", r"\frac{1000}{3}"),
+        (r"0.333\ldots", "1/3"),
+        ("0.1666...", "1/6"),
+        (r"0.\dot{2}\dot{7}", r"\frac{3}{11}"),
+        ("0.1(6)", "1/6"),
+        (r"30^\circ 15'", "30.25"),
+    ],
+    "stacked and combined": [
+        (r"{3 \over 7}", r"\frac37"),
+        (r"{5 \choose 2}", "10"),
+        ("C_5^2", r"\binom52"),
+        (r"{}^5C_2", "10"),
+        (r"(2n-1)!!", r"\frac{(2n)!}{2^n n!}"),
+        ("(1011)_2", "1011_{2}"),
+    ],
+    "declared parameters": [
+        (r"n\pi, n\in\mathbb{Z}", r"k\pi, k \in \mathbb{Z}"),
+        (r"x=\frac{5\pi}{4}-n\pi, n \in \mathbb{Z}", r"\frac{\pi}{4}+k\pi, k \in \mathbb{Z}"),
+        (r"\frac{\pi}{6}+2k\pi, \frac{5\pi}{6}+2k\pi, k\in\mathbb{Z}", r"(-1)^{k}\frac{\pi}{6}+k\pi, k \in \mathbb{Z}"),
+        ("f(x)=cx", "f(x)=kx"),
+        ("f(t)=t^2", "f(x)=x^2"),
+        ("x^2+C", "x^2+c"),
+        (r"-\frac14\cos 2x+C", r"\frac{\sin^2 x}{2}+C"),
+        ("C_1 e^x+C_2 e^{-x}", "C_1 e^{-x}+C_2 e^x"),
+        (r"\{2k : k\in\mathbb{Z}\}", r"\text{all even integers}"),
+        (r"e^{i\pi k/2}, k=0,1,2,3", "1, i, -1, -i"),
+        (r"(1,2,3) \text{ and permutations}", "(1,2,3),(1,3,2),(2,1,3),(2,3,1),(3,1,2),(3,2,1)"),
+    ],
+    "assumptions": [
+        (r"\sqrt{x^2}, x > 0", "x, x > 0"),
+        (r"\lfloor n/2 \rfloor \lceil n/2 \rceil", r"\lfloor n^2/4 \rfloor"),
+        (r"\cos(n\pi)", "(-1)^n"),
+    ],
+    "congruences": [
+        (r"n \equiv 1 \pmod{4}", r"n\equiv 5 \mod 4"),
+        (r"x \equiv 1, 3 \pmod 4", r"x \equiv 3 \pmod 4 \text{ or } x \equiv 1 \pmod 4"),
+        (r"n=3k+1, k\in\mathbb{Z}", r"n \equiv 1 \pmod{3}"),
+    ],
+    "cases": [
+        (r"\begin{cases}x=1\\y=2\end{cases}", "(1,2)"),
+        (r"\begin{aligned}x&=2\\y&=-1\end{aligned}", "(2,-1)"),
+        (
+            r"\begin{cases} x & \text{if } x>0\\ -x & \text{otherwise}\end{cases}",
+            r"\begin{cases} -x, & x\le 0\\ x, & x>0\end{cases}",
+        ),
+        (
+            r"\begin{cases} 1, & n \text{ even} \\ 2, & n \text{ odd} \end{cases}",
+            r"\begin{cases} 1 & \text{if } n \text{ is even} \\ 2 & \text{if } n \text{ is odd} \end{cases}",
+        ),
+    ],
+    "vectors": [(r"3\mathbf{i}-2\mathbf{j}", "(3,-2)"), (r"3\hat{i}-2\hat{j}+\hat{k}", r"\langle 3,-2,1\rangle")],
+    "python": [("[[0, 1], [1, 2]]", r"\begin{pmatrix}0&1\\1&2\end{pmatrix}"), ("3 + 4*I", "3+4i")],
+    "solutions": [("a=2, b=5 or a=5, b=2", "(a,b)=(2,5),(5,2)"), (r"y=\pm\frac34 x", r"3x\pm 4y=0")],
+    "sets of whole numbers": [
+        (r"\{x\in\mathbb{Z} : -2\le x\le 2\}", r"\{-2,-1,0,1,2\}"),
+        (r"\{1,2,\dots,6\}", r"\{1,2,3,4,5,6\}"),
+        (r"\text{no solution}", r"\emptyset"),
+    ],
+    "french intervals": [("]0,1[", "(0,1)"), ("[0;1[", "[0,1)"), (r"]-\infty,2]", r"x \le 2")],
+    "ranges": [
+        (r"2-\sqrt3 \le \frac{y}{x} \le 2+\sqrt3", r"[2-\sqrt3, 2+\sqrt3]"),
+        (r"|x|<\sqrt3", r"(-\sqrt3,\sqrt3)"),
+    ],
+    "options": [
+        (r"\mathrm{ACD}", "A, C, D"),
+        ("12", r"\textbf{(B)}\ 12"),
+        (r"\text{point } P", "P"),
+        ("I, III", r"\text{I and III}"),
+    ],
+    "unit words": [
+        (r"15\ \text{m s}^{-1}", r"15 \text{ m/s}"),
+        (r"6.6\times 10^{-34}\ \mathrm{J\cdot s}", r"6.6 \times 10^{-34} \text{ J s}"),
+        (r"10{:}45\text{ a.m.}", r"10:45 \text{ AM}"),
+    ],
 }
 
 WRONG = [
@@ -135,6 +218,25 @@ WRONG = [
     ("x+1", "y+1"),
     (r"\cos x = \frac12", r"\sin x = \frac12"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", "(2,1)"),
+    (r"2n\pi, n\in\mathbb{Z}", r"k\pi, k \in \mathbb{Z}"),
+    (r"\frac{\pi}{4}+k\pi, k\in\mathbb{Z}", r"\frac{\pi}{3}+k\pi, k \in \mathbb{Z}"),
+    ("f(x)=x+1", "f(x)=y+1"),
+    ("x^2+C", "x^2"),
+    ("x^2+C", "x^3+C"),
+    (r"n \equiv 1 \pmod{4}", r"n\equiv 1 \pmod 5"),
+    (r"n \equiv 1 \pmod{4}", r"n\equiv 3 \pmod 4"),
+    (r"\{1,\{2\}\}", r"\{1,2\}"),
+    ("10:45 a.m.", "10:45 p.m."),
+    (
+        r"\begin{cases} 1, & n \text{ even} \\ 2, & n \text{ odd} \end{cases}",
+        r"\begin{cases} 2, & n \text{ even} \\ 1, & n \text{ odd} \end{cases}",
+    ),
+    (r"\text{no solution}", "0"),
+    (r"(1,2,3) \text{ and permutations}", "(1,2,3)"),
+    ("A, C", "A, B"),
+    ("A", "B, A"),
+    (r"3\mathbf{i}+2\mathbf{j}", "(2,3)"),
+    (r"\lfloor n/2 \rfloor", "n/2"),
 ]
 
 
@@ -164,6 +266,8 @@ def test_different_answers_are_told_apart_both_ways(a: str, b: str) -> None:
         ("y = f(x)", "f(x) = x + 1"),
         ("x = x", "x = 5"),
         ("2x = 4", "x = 2"),
+        (r"\text{The answer is not } 7", "7"),
+        ("1", r"n \equiv 1 \pmod 4"),
     ],
 )
 def test_restating_an_equation_is_not_a_solution(prediction: str, gold: str) -> None:

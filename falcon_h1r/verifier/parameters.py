@@ -1,0 +1,75 @@
+"""Names that an answer is free to choose: integers k, constants of integration, arguments of functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+from falcon_h1r.verifier.rewrite import is_equation, substituted
+from falcon_h1r.verifier.tree import Node, free_symbols
+
+_MAX_RENAMED = 3
+_CONSTANTS = frozenset({"C", "c", "K", "k", "C_0", "C_1", "C_2", "C_3", "c_0", "c_1", "c_2", "c_3"})
+
+
+def opened(node: Node) -> tuple[Node, frozenset[str], frozenset[str]]:
+    """(answer, declared parameters, those of them that are integers)."""
+    if node.op != "given":
+        return node, frozenset(), frozenset()
+    kind, _, names = node.name.partition(":")
+    declared = frozenset(names.split())
+    return node.args[0], declared, declared if kind == "Z" else frozenset()
+
+
+def function_arguments(label: Node) -> list[str]:
+    """["x", "y"] of f(x, y); [] of any other label."""
+    return label.name.partition("(")[2].rstrip(")").split(",") if label.op == "sym" and "(" in label.name else []
+
+
+def function_parameters(node: Node) -> frozenset[str]:
+    """Names in f(x) = ... that are not its arguments: the family's free constants."""
+    if not is_equation(node) or len(node.args) != 2:
+        return frozenset()
+    arguments = [a for a in function_arguments(node.args[0]) if a.isalpha()]
+    return free_symbols(node.args[1]) - set(arguments) if arguments else frozenset()
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The tree with variables renamed."""
+    return substituted(node, {old: Node("sym", name=new) for old, new in names.items()})
+
+
+def _bare(node: Node) -> set[str]:
+    """Names that are answers by themselves: points, options."""
+    items = node.args if node.op in ("list", "set", "tuple") else (node,)
+    return {item.name for item in items if item.op == "sym"}
+
+
+def renamings(
+    names: frozenset[str],
+    gold_names: frozenset[str],
+    free: frozenset[str],
+    gold_free: frozenset[str],
+    prediction: Node,
+    gold: Node,
+) -> Iterator[Mapping[str, str]]:
+    """Ways to give the prediction's own parameters the gold's names; none where a name is not free to choose.
+
+    A name is free when either answer declares it, when it is a parameter of a family of functions in both, or when
+    both sides write a usual letter for an arbitrary constant.
+    """
+    own, others = sorted(names - gold_names), sorted(gold_names - names)
+    shared = sorted(name for name in names & gold_names if "_" in name and name in _CONSTANTS)
+    if not own and not others and 1 < len(shared) <= _MAX_RENAMED:  # C_1 and C_2 may change places
+        for order in itertools.permutations(shared):
+            yield dict(zip(shared, order, strict=True))
+        return
+    if len(own) != len(others) or not 0 < len(own) <= _MAX_RENAMED:
+        return
+    declared = set(own) <= free or set(others) <= gold_free
+    constants = {*own, *others} <= _CONSTANTS and not {*own, *others} & {*_bare(prediction), *_bare(gold)}
+    families = set(own) <= function_parameters(prediction) and set(others) <= function_parameters(gold)
+    if not (declared or constants or families):
+        return
+    for order in itertools.permutations(others):
+        yield dict(zip(own, order, strict=True))
