@@ -1,5 +1,6 @@
-"""`python -m falcon_h1r.verifier`: JSON lines {"id", "prediction", "gold"} in, verdicts out in order,
-streaming.
+"""Judge pairs: JSON lines {"id", "prediction", "gold"} on stdin, verdicts on stdout in order, streaming.
+
+`--explain` reads one such line, or takes `--explain PREDICTION GOLD`, and shows what each stage makes of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from falcon_h1r.types import Verdict
+from falcon_h1r.verifier.explain import explain
+from falcon_h1r.verifier.extract import FALLBACKS
 from falcon_h1r.verifier.service import Verifier
 
 _MAX_WAITING = 1_000  # lines read ahead of the oldest open verdict
@@ -57,13 +60,34 @@ def _submit(verifier: Verifier, line: str) -> tuple[Any, Future[Verdict]]:
     return row.get("id"), verifier.submit(row["prediction"], row["gold"])
 
 
+def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Print the stages of one pair."""
+    if not options.explain:
+        try:
+            row = json.loads(sys.stdin.readline())
+            pair = [row["prediction"], row["gold"]]
+        except (ValueError, TypeError, KeyError) as error:
+            parser.error(f'--explain: stdin holds no line {{"prediction", "gold"}}: {error!r}')
+    elif len(options.explain) == 2:
+        pair = options.explain
+    else:
+        parser.error("--explain takes a prediction and a gold, or reads them from stdin")
+    for stage, finding in explain(pair[0], pair[1], options.after_think, options.fallback):
+        print(f"{stage:<12}{finding}")
+
+
 def main() -> None:
     """Serve stdin until it ends."""
     parser = argparse.ArgumentParser(prog="python -m falcon_h1r.verifier", description=__doc__)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds for one pair's algebra")
     parser.add_argument("--after-think", action="store_true", help="only text behind </think> counts")
+    parser.add_argument("--fallback", action="append", default=[], choices=list(FALLBACKS), help="without a box")
+    parser.add_argument("--explain", nargs="*", metavar="TEXT", help="a prediction and a gold: show the stages")
     options = parser.parse_args()
+    if options.explain is not None:
+        _explain(parser, options)
+        return
     waiting: queue.Queue[tuple[Any, Future[Verdict]] | None] = queue.Queue(_MAX_WAITING)
     writer = threading.Thread(target=_write, args=(waiting,))
     with Verifier(options.workers, options.deadline, options.after_think) as verifier:

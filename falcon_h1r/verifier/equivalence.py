@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
 from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import UNREADABLE, Comparison, NeedsAlgebra
-from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.notation import clean_parts, compact
 from falcon_h1r.verifier.parse_answer import parse_answer
 from falcon_h1r.verifier.sequences import writes_out
@@ -31,7 +32,7 @@ def _parsed(answer: str, join_thousands: bool) -> Node | str:
 
 
 @lru_cache(maxsize=1024)
-def _key(answer: str) -> tuple[str, str]:
+def string_forms(answer: str) -> tuple[str, str]:
     """(cleaned, compact) forms of an answer."""
     value, remark = clean_parts(answer)
     cleaned = f"{value}, {remark}" if writes_out(remark) else value
@@ -48,7 +49,7 @@ def readings(answer: str) -> list[Node]:
 
 def is_text(answer: str) -> bool:
     """Whether an answer that does not parse is words rather than broken mathematics."""
-    cleaned, _ = _key(answer)
+    cleaned, _ = string_forms(answer)
     letters = sum(c.isalpha() for c in cleaned)
     return "\\" not in cleaned and letters >= max(2, len(cleaned) // 2)
 
@@ -66,7 +67,7 @@ def _option_letter(compacted: str) -> str:
 
 def _option_value(answer: str) -> str:
     """What stands behind the letter of (B) 12; "" where there is no letter, or nothing behind it."""
-    match = _OPTION_VALUE.fullmatch(_key(answer)[0]) if len(answer) <= MAX_ANSWER_CHARS else None
+    match = _OPTION_VALUE.fullmatch(string_forms(answer)[0]) if len(answer) <= MAX_ANSWER_CHARS else None
     return match.group(2) if match else ""
 
 
@@ -82,7 +83,7 @@ def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
         return "string", "the strings are equal"
     if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
         return None
-    (cleaned, key), (gold_cleaned, gold_key) = _key(answer), _key(gold)
+    (cleaned, key), (gold_cleaned, gold_key) = string_forms(answer), string_forms(gold)
     if key and key == gold_key:
         return "normalised", "the normalised strings are equal"
     letter = _option_letter(key)
@@ -111,7 +112,7 @@ def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictS
     if settled := _same_strings(answer, gold):
         return "correct", *settled
     value, gold_value = _option_value(answer), _option_value(gold)
-    if bool(value) != bool(gold_value) and not _option_letter(_key(answer if gold_value else gold)[1]):
+    if bool(value) != bool(gold_value) and not _option_letter(string_forms(answer if gold_value else gold)[1]):
         return judge(value or answer, gold_value or gold, algebra)  # 12 for (B) 12
     try:
         golds = readings(gold)
@@ -153,14 +154,26 @@ def _compare_readings(predictions: list[Node], golds: list[Node], algebra: bool)
     return "wrong", stage, "not equal"
 
 
-def verify(prediction_text: str, gold: str, after_think: bool = False) -> Verdict:
+def judged(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictStatus, str, str]:
+    """`judge` at the border to callers: a mistake of ours is an undecided verdict, not an exception in a training
+    run. Raises NeedsAlgebra, as `judge` does.
+    """
+    try:
+        return judge(answer, gold, algebra)
+    except NeedsAlgebra:
+        raise
+    except Exception as error:  # counted apart as undecided, with its name
+        return "undecided", "error", f"{type(error).__name__}: {error}"[:200]
+
+
+def verify(prediction_text: str, gold: str, after_think: bool = False, fallbacks: Sequence[str] = ()) -> Verdict:
     """Judge one response in this process, without a deadline: sizes are bounded, limits and integrals are
     not.
 
     Never raises on any text. `Verifier` gives the same verdicts with killable processes around the algebra.
     """
     start = time.perf_counter()
-    status, stage, reason = judge(extract_boxed(prediction_text, after_think), gold)
+    status, stage, reason = judged(extract_answer(prediction_text, after_think, fallbacks), gold)
     return Verdict(status, stage, reason, time.perf_counter() - start)
 
 

@@ -95,7 +95,10 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"(?<![\d.])(\d*\.\d*)\((\d+)\)(?![\d^])", r"\1\\overline{\2}"),
         (r"(?<![\d.])(\d*\.\d*)\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?", r"\1\\overline{\2\3\4}"),
         # degrees, minutes and seconds
-        (r"(?<!\d)(\d+)\s*°\s*(\d+)\s*" + _MINUTE + r"(?:\s*(\d+(?:\.\d+)?)\s*(?:" + _MINUTE + "{2}|\"))?", _in_degrees),
+        (
+            r"(?<!\d)(\d+)\s*°\s*(\d+)\s*" + _MINUTE + r"(?:\s*(\d+(?:\.\d+)?)\s*(?:" + _MINUTE + "{2}|\"))?",
+            _in_degrees,
+        ),
         (r"\\overrightarrow" + _END, r"\\vec"),
         (r"\\(?:mathbf|bm|boldsymbol)\s*\{?\s*([RZQN])\s*\}?(?![A-Za-z])", r"\\mathbb{\1}"),
         (r"(?<=[\d)]\*)I\b|(?<=[+-] )I\b|\bI(?=\*)", "i"),  # sympy's imaginary unit
