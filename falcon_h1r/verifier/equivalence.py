@@ -42,8 +42,9 @@ def string_forms(answer: str) -> tuple[str, str]:
 def readings(answer: str) -> list[Node]:
     """Trees of an answer: 100,200 is a number, and failing that a list. Raises BudgetExceeded."""
     found = [_parsed(answer, True)]
-    if "," in answer and not isinstance(found[0], str) and (split := _parsed(answer, False)) != found[0]:
-        found.append(split)
+    joined = len(answer) <= MAX_ANSWER_CHARS and clean_parts(answer) != clean_parts(answer, join_thousands=False)
+    if joined and not isinstance(found[0], str):
+        found.append(_parsed(answer, False))
     return [tree for tree in found if isinstance(tree, Node)]
 
 

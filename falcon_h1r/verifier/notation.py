@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import lru_cache
 
 from falcon_h1r.verifier.extract import unwrap_boxes
 from falcon_h1r.verifier.remarks import builder_family, split_remark, whole_answer
@@ -150,6 +151,16 @@ def _with_round_brackets(match: re.Match[str]) -> str:
 
 def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, str]:
     """(value, remark) of an answer in few ways of writing; the value is what the tokeniser reads."""
+    text, remark = _rewritten(answer)
+    if join_thousands:
+        text = _join_thousands(text)
+    while text and text[-1] in ".,;: \\":
+        text = text[:-1]
+    return text, remark
+
+
+@lru_cache(maxsize=1024)
+def _rewritten(answer: str) -> tuple[str, str]:
     text = unwrap_boxes(answer)
     if _ESCAPED_TWICE.search(text) and ("\\begin" not in text or "\\\\begin" in text):
         text = _ESCAPED_TWICE.sub(r"\\", text)
@@ -164,12 +175,7 @@ def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, str]:
     text = _INTERVAL.sub(_with_round_brackets, text)
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
-    text, remark = split_remark(builder_family(whole_answer(text)))
-    if join_thousands:
-        text = _join_thousands(text)
-    while text and text[-1] in ".,;: \\":
-        text = text[:-1]
-    return text, remark
+    return split_remark(builder_family(whole_answer(text)))
 
 
 def clean(answer: str) -> str:

@@ -15,10 +15,13 @@ from typing import Any
 from falcon_h1r.verifier.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, NumericEvaluator, context
 from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, contains, free_symbols
 
-# Ranges of the points: small and larger positive values, both signs, then integers for factorials and (-1)^n.
+# Ranges of the points: small and larger positive values, both signs; then integers for factorials and (-1)^n; then
+# ranges mixed over the variables, for what has a value only where one of them is larger than another.
 _RANGES = ((0.2, 1.4), (1.0, 4.0), (-3.0, 3.0), (-1.5, 1.5), (4.0, 12.0))
 _NUM_INTEGER_POINTS = 3
 _NUM_MIXED_POINTS = 6
+_ENOUGH_POINTS = len(_RANGES) + _NUM_INTEGER_POINTS
+_CONFIRMED_POINTS = 3  # by many digits, against near identities
 
 
 def _fraction_of(name: str, index: int) -> float:
@@ -36,17 +39,20 @@ def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> lis
     if not names:
         return [{}]
     real = [{n: lo + (hi - lo) * _fraction_of(n, i) for n in names} for i, (lo, hi) in enumerate(_RANGES)]
-    if len(names) > 1:  # and ranges mixed, for what has a value only where one variable is larger than another
-        real += [{n: _from_any_range(n, 300 + index) for n in names} for index in range(_NUM_MIXED_POINTS)]
     whole = [{n: 2 + math.floor(20 * _fraction_of(n, 100 + i)) for n in names} for i in range(_NUM_INTEGER_POINTS)]
-    for index, point in enumerate(real):
-        point.update({n: math.floor(30 * _fraction_of(n, 200 + index)) - 9 for n in names & integers})
-    return real + whole
+    mixed = [{n: _from_any_range(n, 300 + index) for n in names} for index in range(_NUM_MIXED_POINTS)]
+    found = real + whole + (mixed if len(names) > 1 else [])
+    if integers:
+        for index, point in enumerate(found):
+            point.update({n: math.floor(30 * _fraction_of(n, 200 + index)) - 9 for n in names & integers})
+    return found
 
 
-def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter) -> bool | None:
+def same_value(
+    a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter, confirm: bool
+) -> bool | None:
     """Whether both trees have one value at the point; None when the point tells nothing (no value, or not
-    real).
+    real). With `confirm`, many digits are asked even if the few agree to the last.
     """
     try:
         low = [NumericEvaluator(LOW_DIGITS, point, meter)(node) for node in (a, b)]
@@ -59,6 +65,8 @@ def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, mete
     gap = abs(low[0] - low[1])
     if gap > scale * mp.mpf(10) ** -10 and scale > mp.mpf(10) ** -15:
         return False
+    if not confirm and gap <= scale * mp.mpf(10) ** -25:
+        return True
     high = [NumericEvaluator(HIGH_DIGITS, point, meter)(node) for node in (a, b)]
     fine_gap, fine_scale = abs(high[0] - high[1]), max(abs(v) for v in high)
     tiny = context(HIGH_DIGITS).mpf(10)
@@ -104,7 +112,9 @@ def same_function(
         for point in points(names, integers):
             if not all(_holds(assumption, point, meter) for assumption in assumptions):
                 continue
-            answer = same_value(a, b, point, real_only, meter)
+            if len(answers) >= _ENOUGH_POINTS:
+                break
+            answer = same_value(a, b, point, real_only, meter, confirm=len(answers) < _CONFIRMED_POINTS)
             if answer is False:
                 return False
             if answer:
