@@ -24,6 +24,7 @@ from falcon_h1r.verifier.rewrite import (
     is_equation,
     items_of,
     label_of,
+    named_coordinates,
     shape,
     with_coordinates,
     without_label,
@@ -67,6 +68,7 @@ class Comparison(ScalarComparison):
             if gold.op in _STRUCTURED:
                 self.reach("structure")
             return True
+        prediction, gold = named_coordinates(prediction), named_coordinates(gold)
         if is_equation(gold) or is_equation(prediction):
             self.reach("structure")
             return self.equations(prediction, gold)
@@ -135,6 +137,10 @@ class Comparison(ScalarComparison):
             other = prediction if one is gold else gold
             if one.op == "tuple" and other.op == "list" and not any(item.op == "tuple" for item in many):
                 return self.in_order(list(one.args), many)
+        if {prediction.op, gold.op} == {"set", "tuple"} and "[]" in (prediction.name, gold.name):  # a list of Python
+            items, gold_items = (
+                list(n.args) if n.op == "tuple" else i for n, i in ((prediction, items), (gold, gold_items))
+            )
         if "set" in (prediction.op, gold.op):
             items, gold_items = self.distinct(items), self.distinct(gold_items)
         if len(items) != len(gold_items):
@@ -168,7 +174,7 @@ class Comparison(ScalarComparison):
             return self.pieces(prediction, gold)
         if "text" in kinds:
             return False  # equal texts have equal keys
-        if kinds & {"piecewise", "chain", "builder", "union", "inter", "minus"}:
+        if kinds & {"chain", "builder", "union", "inter", "minus"}:
             return False
         return self.scalar(prediction, gold)
 

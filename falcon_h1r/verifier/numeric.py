@@ -5,6 +5,7 @@ Arguments of powers, factorials and trigonometric functions are bounded before m
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ _MAX_EXPONENT_BITS = 60  # of the binary exponent of any value: larger towers ar
 _MAX_TRIG = 10**30
 _MAX_SUM_TERMS = 1_000
 _WEIGHTS = {"factorial": 20, "factorial2": 20, "binom": 40, "root": 4, "log": 6}
+# signs of right minus left under which a relation holds
+RELATION_SIGNS = {"<": (1,), "<=": (0, 1), ">": (-1,), ">=": (0, -1), "=": (0,), "!=": (-1, 1)}
 _local = threading.local()
 
 
@@ -106,7 +109,36 @@ class NumericEvaluator:
             return self.evaluate(args[0]) * (self.mp.pi / 180 if self.in_angle else 1)
         if op == "big":
             return self.finite_sum(node)
+        if op == "piecewise":
+            return self.evaluate(self.case(node))
         raise NotNumeric(op)
+
+    def case(self, node: Node) -> Node:
+        """The value of the first case whose condition holds at the point."""
+        for value, condition in (row.args for row in node.args):
+            if self.holds(condition):
+                return value
+        raise Undefined("no case holds")
+
+    def holds(self, condition: Node) -> bool:
+        """Whether a condition holds at the point: relations, "n even", "otherwise"."""
+        if condition.op == "list":
+            return all(self.holds(part) for part in condition.args)
+        if condition.op == "text":
+            name, _, parity = condition.name.partition(" ")
+            if condition.name in ("otherwise", "else"):
+                return True
+            if parity in ("even", "odd") and name in self.point and self.mp.isint(self.point[name]):
+                return bool(int(self.point[name]) % 2 == (parity == "odd"))
+            raise NotNumeric("a condition in words")
+        names = condition.name.split()
+        if condition.op != "chain" or not set(names) <= set(RELATION_SIGNS):
+            raise NotNumeric("no condition")
+        sides = [self.evaluate(side) for side in condition.args]
+        if any(self.mp.im(side) != 0 for side in sides):
+            return False
+        signs = [int(self.mp.sign(high - low)) for low, high in itertools.pairwise(map(self.mp.re, sides))]
+        return all(sign in RELATION_SIGNS[name] for sign, name in zip(signs, names, strict=True))
 
     def symbol(self, name: str) -> Any:
         """The value of a constant, or of a variable at the point."""

@@ -11,10 +11,10 @@ from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded
 RELATIONS = {
     "=": "=", "\\equiv": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"
 }  # fmt: skip
-_CLOSES = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle",)}
+_CLOSES = {"(": (")", "]", "\\rangle"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle", ")")}
 _MAX_PIECES = 60
 _IN_LABELS = (",", "|", "\\cap", "\\cup", "'")  # P(A | B) = ...
-_ALIGNED = ("aligned", "align", "split", "gathered")
+_ALIGNED = ("array", "aligned", "align", "split", "gathered")
 _FILLERS = ("is", "are", "a", "an", "the")
 _CONDITION_WORDS = ("if", "for", "when", "where", "as", "and")
 _SET_OPERATORS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus", "\\backslash": "minus"}
@@ -197,6 +197,8 @@ class AnswerParser(ExpressionParser):
     def cases(self) -> Node:
         """Rows between braces: a system of equations, or values with the conditions under which they hold."""
         environment = self.advance().text
+        if environment == "array" and self.token.text == "{":
+            self.raw_group()
         if environment in _ALIGNED:  # here "&" is about layout
             self.tokens[self.position :] = [t for t in self.tokens[self.position :] if t.text != "&"]
         rows: list[list[Node]] = [[]]
@@ -286,7 +288,10 @@ def _close(opening: str, closing: str, inner: Node) -> Node:
         raise NotationError("an empty bracket")
     if opening == "{":
         return Node("set", inner.args)
-    return Node("tuple", inner.args, name="()" if opening == "\\langle" else opening + closing)
+    if opening == "\\langle" and closing == "\\rangle":
+        return Node("tuple", inner.args, name="()")
+    # an angle beside a round bracket is a closed end, as some countries write it
+    return Node("tuple", inner.args, name=opening.replace("\\langle", "[") + closing.replace("\\rangle", "]"))
 
 
 def parse_answer(answer: str, join_thousands: bool = True) -> Node:

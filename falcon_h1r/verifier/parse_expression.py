@@ -7,7 +7,7 @@ function without parentheses takes the product that follows, up to the next func
 
 from __future__ import annotations
 
-from falcon_h1r.verifier.parse_operand import DECORATIONS, OperandParser
+from falcon_h1r.verifier.parse_operand import DECORATIONS, OperandParser, transposed
 from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotationError, negative
 
 _OPENERS = (
@@ -133,14 +133,16 @@ class ExpressionParser(OperandParser):
             if num_signs > _MAX_POSTFIX:
                 raise BudgetExceeded(f"more than {_MAX_POSTFIX} powers and postfix signs in a row")
             if base.op == "num" and self.token.text == "_":
-                base = Node("based", (base,), name=self.subscript())
+                base = self.based(base)
             elif self.accept("!"):
                 base = Node("func", (base,), name="factorial2" if self.accept("!") else "factorial")
             elif self.token.text == "^":
                 self.advance()
                 if self.accept("\\prime", "\\ast", "\\star"):
                     continue
-                base = Node("pow", (base, self.exponent()))
+                power = self.exponent()
+                transpose = base.op == "matrix" and power.op == "sym" and power.name in ("T", "top")
+                base = transposed(base) if transpose else Node("pow", (base, power))
             elif self.accept("%"):
                 base = Node("percent", (base,))
             elif self.accept("°"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from falcon_h1r.verifier.remarks import NUMBER_WORDS
 from falcon_h1r.verifier.tokens import Token, tokenise
 from falcon_h1r.verifier.tree import MAX_DEPTH, MAX_DIGITS, BudgetExceeded, Node, NotationError, number
 
@@ -99,7 +100,7 @@ class NumeralParser:
         if "." in written and self.accept("\\dots"):
             return recurring(written)
         if self.token.text == "_":
-            return Node("based", (whole,), name=self.subscript())
+            return self.based(whole)
         if whole.value.denominator > 1:
             return whole
         fraction, length = self.simple_fraction()
@@ -107,6 +108,11 @@ class NumeralParser:
             return whole
         self.position += length
         return number(whole.value + fraction)
+
+    def based(self, digits: Node) -> Node:
+        """A numeral with its base behind it: 1011_2, 1011_{(2)}, 1011_{\\text{two}}."""
+        base = self.subscript().strip("_()")
+        return Node("based", (digits,), name=NUMBER_WORDS.get(base, base))
 
     def simple_fraction(self) -> tuple[Fraction | None, int]:
         r"""A fraction of two integers that stands next, 3/4 or \frac{3}{4} or \frac34, and how many tokens it

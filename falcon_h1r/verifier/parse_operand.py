@@ -192,11 +192,23 @@ class OperandParser(NumeralParser):
         raise NotationError(f"{kind} is not read here")
 
     # ------------------------------------------------------------------ matrices
+    def holds_relations(self) -> bool:
+        """Whether an array is a system of equations rather than a matrix."""
+        for token in self.tokens[self.position :]:
+            if token.kind == "end":
+                return False
+            if token.text in ("=", "<", ">", "≤", "≥"):
+                return True
+        return False
+
     def matrix(self) -> Node:
         """An environment of rows and cells."""
-        environment = self.advance().text
+        environment = self.token.text
         if environment not in _MATRICES:
             raise NotationError(f"environment {environment[:20]}")
+        if environment == "array" and self.holds_relations():
+            return self.cases()
+        self.advance()
         if environment == "array" and self.token.text == "{":
             self.raw_group()
         rows: list[Node] = []
@@ -220,6 +232,12 @@ def _drawn(decoration: str, name: str) -> str:
     """A decorated name; unit vectors are one thing under a hat, an arrow and in bold type."""
     letter = name.removeprefix("hat(").removesuffix(")").replace("imath", "i").replace("jmath", "j")
     return f"hat({letter})" if letter in UNIT_VECTORS and decoration in ("hat", "vec") else f"{decoration}({name})"
+
+
+def transposed(matrix: Node) -> Node:
+    """Rows as columns."""
+    columns = zip(*(row.args for row in matrix.args), strict=True)
+    return Node("matrix", tuple(Node("row", column) for column in columns), name=matrix.name)
 
 
 def _apply(name: str, arguments: tuple[Node, ...]) -> Node:

@@ -7,7 +7,6 @@ is absolute, so 1/2004! is not 0.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -48,9 +47,7 @@ def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> lis
     return found
 
 
-def same_value(
-    a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter, confirm: bool
-) -> bool | None:
+def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter, confirm: bool) -> bool | None:
     """Whether both trees have one value at the point; None when the point tells nothing (no value, or not
     real). With `confirm`, many digits are asked even if the few agree to the last.
     """
@@ -77,18 +74,9 @@ def same_value(
 def _holds(assumption: Node, point: Mapping[str, Any], meter: Meter) -> bool:
     """Whether an inequality holds at a point; one that has no value there does not."""
     try:
-        sides = [NumericEvaluator(LOW_DIGITS, point, meter)(side) for side in assumption.args]
+        return NumericEvaluator(LOW_DIGITS, point, meter).holds(assumption)
     except (Undefined, NotNumeric):
         return False
-    signs = [_sign(high - low) for low, high in itertools.pairwise(sides)]
-    return all(sign in _RELATIONS[name] for sign, name in zip(signs, assumption.name.split(), strict=True))
-
-
-def _sign(value: Any) -> int:
-    return 0 if value == 0 or value.imag != 0 else 1 if value.real > 0 else -1
-
-
-_RELATIONS = {"<": (1,), "<=": (0, 1), ">": (-1,), ">=": (0, -1), "!=": (-1, 1)}
 
 
 def same_function(
@@ -108,7 +96,7 @@ def same_function(
         integers = names  # between integers it has no agreed value
     writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
     for real_only in (False,) if writes_i or not names else (True, False):
-        answers = []
+        answers: list[bool] = []
         for point in points(names, integers):
             if not all(_holds(assumption, point, meter) for assumption in assumptions):
                 continue

@@ -41,7 +41,7 @@ _WHOLE_ANSWERS = tuple(
         (r"all real (?:numbers|values)|(?:all|every|any) reals?(?: numbers?)?", r"\mathbb{R}"),
     )
 )  # fmt: skip
-_NUMBER_WORDS = {
+NUMBER_WORDS = {
     word: str(value)
     for value, word in enumerate(
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -80,4 +80,4 @@ def whole_answer(text: str) -> str:
     for pattern, meaning in _WHOLE_ANSWERS:
         if pattern.fullmatch(words):
             return meaning
-    return _NUMBER_WORDS.get(words.lower(), text)
+    return NUMBER_WORDS.get(words.lower(), text)

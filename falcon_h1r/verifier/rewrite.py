@@ -72,6 +72,16 @@ def without_label(node: Node, any_side: bool = False) -> Node:
     return node
 
 
+def named_coordinates(node: Node) -> Node:
+    """(x, y) = (1, 2) as x = 1, y = 2: names go before positions."""
+    if not is_equation(node) or len(node.args) != 2 or any(side.op != "tuple" for side in node.args):
+        return node
+    names, values = (side.args for side in node.args)
+    if len(names) != len(values) or not all(is_name(name) and name.op == "sym" for name in names):
+        return node
+    return Node("list", tuple(Node("chain", pair, name="=") for pair in zip(names, values, strict=True)), name=",")
+
+
 # ---------------------------------------------------------------------- plus-minus
 def expand_signs(node: Node) -> list[Node]:
     """Every value of a tree with plus-minus signs: independent, unless a minus-plus ties them together."""

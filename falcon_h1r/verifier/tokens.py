@@ -30,8 +30,8 @@ _FUNCTION_SYNONYMS = {
 }  # fmt: skip
 _NAMED = {"infty": "oo", "infinity": "oo", "inf": "oo", "Infinity": "oo", "oo": "oo", "pi": "pi"}
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi "
-    "psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell hbar imath jmath odot oplus ast "
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell hbar imath jmath top odot oplus ast "
     "star prime circ".split()
 )
 _SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any mod".split())

@@ -1,0 +1,204 @@
+r"""The table of spellings: LaTeX, unicode, programs' printouts and languages in many ways, written in few.
+
+Each rule drops or unifies one way of writing and never changes a value. Rules apply in order. The first field is a
+piece of text without which the rule cannot match: it spares most rules most of the time.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+Replacement = str | Callable[[re.Match[str]], str]
+
+_END = r"(?![A-Za-z])"  # of a command's name
+_TEXT = r"\\(?:text|mathrm)\s*\{\s*"
+_GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"  # a group with two levels of groups inside
+_LETTER_C = r"(?:\\(?:mathrm|text)\s*\{\s*C\s*\}|(?<![A-Za-z\\])C)"
+_INDEX = r"\{?\s*(\w+)\s*\}?"  # of a letter, braces dropped
+_MINUTE = r"(?:'|\^\s*\{?\s*\\prime\s*\}?|′)"
+_MAX_REPEATED = 9_999  # digits under a brace
+
+
+def _in_degrees(match: re.Match[str]) -> str:
+    degrees, minutes, seconds = match.groups()
+    return f"({degrees}+{minutes}/60+{seconds or 0}/3600)°"
+
+
+def _repeated_digit(match: re.Match[str]) -> str:
+    digit, count = match.groups()
+    return f"({digit}(10^{{{count}}}-1)/9)" if int(count) <= _MAX_REPEATED else match.group()
+
+
+def _power_of_ten(match: re.Match[str]) -> str:
+    return rf"{match.group(1)} \cdot 10^{{{_MAGNITUDES[match.group(2).lower()]}}}"
+
+
+def _interval(match: re.Match[str]) -> str:
+    kind, ends = match.groups()
+    brackets = {".open": "()", ".Lopen": "(]", ".Ropen": "[)"}.get(kind or "", "[]")
+    return brackets[0] + ends + brackets[1]
+
+
+_MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+# What prints nothing, or only places what it holds.
+_LAYOUT: tuple[tuple[str, str, Replacement], ...] = (
+    ("\\left", r"\\left\s*(?:\[|\\\{)\s*(\\begin\{(array|aligned|gathered)\}.*?\\end\{\2\})\s*\\right\s*\.", r"\1"),
+    ("\\\\", r"\\\\\s*\[[\d.]+\s*(?:em|ex|pt|mm|cm)\]", r"\\\\ "),
+    ("\\", r"(?<!\\)\\[()\[\]]", " "),
+    ("$", r"\\\$", ""),
+    ("$", r"\$+", " "),
+    ("\\", r"\\(?:left|right)\s*\.", " "),
+    ("\\", r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|allowbreak|mathstrut|strut|"
+     r"nonumber|notag|noindent|ensuremath|smash|bm|underline)" + _END, " "),
+    ("\\operatorname*", r"\\operatorname\*", r"\\operatorname"),
+    ("\\", r"\\(?:hspace|vspace|[hv]?phantom|label|tag|color|textcolor)\*?\s*" + _GROUP, " "),
+    ("\\", r"\\(?:hskip|kern|mkern|mskip)\s*-?[\d.]+\s*(?:pt|em|ex|mu|cm|mm|in|bp)", " "),
+    ("\\math", r"\\math(?:open|close|bin|rel|ord|punct|op|inner)\s*\{([^{}]*)\}", r"\1"),
+    ("\\", r"\\(?:stackrel|overset)\s*" + _GROUP + r"\s*" + _GROUP, r"\2"),
+    ("\\underset", r"\\underset\s*" + _GROUP + r"\s*\{\s*(\\[A-Za-z]+)\s*\}", r"\2_{\1}"),
+)  # fmt: skip
+
+_NUMERALS: tuple[tuple[str, str, Replacement], ...] = (
+    ("{,}", r"(\d)\{,\}(?=\d{3}(?!\d))(?<!(?<!\d)0\{,\})", r"\1"),
+    ("\\!", r"(\d)\s*,\s*\\!\s*(?=\d{3}(?!\d))", r"\1"),
+    ("\\", r"(\d)(?:\\[,;: ]\s?)(?=\d{3}(?!\d))", r"\1"),
+    ("\\", r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|enspace|thinspace|hfill|newline|nobreak)" + _END + ")", " "),
+    ("~", "~", " "),
+    ("{", r"\{([:;.])\}", r"\1"),
+    # a decimal comma: in braces, before a currency, behind thousands' points
+    ("{,}", r"(?<=\d)\{,\}(?=\d)", "."),
+    (",", r"(?<![\d,.])(\d+),(\d\d)\s*(?=€|\\text\{\s*(?:€|EUR|euros?)|EUR)", r"\1.\2"),
+    (",", r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d+)(?![\d.,])", r"\1\2.\3"),
+    ("'", r"(?<![\d'])(\d{1,3})'(\d{3})(?:'(\d{3}))?(?:'(\d{3}))?(?![\d'])",
+     lambda m: "".join(part or "" for part in m.groups())),
+    (",", r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])", lambda m: m.group().replace(",", "")),  # 3,00,000
+    ("E", r"(\d)\s*\\(?:mathrm|text)\s*\{\s*E\s*\}\s*\{?\s*([-+]?\d+)\s*\}?", r"\1e\2"),
+    ("underbrace", r"\\underbrace\s*\{\s*(\d)(?:\s*\1)*\s*(?:\\[lc]?dots)\s*(?:\1\s*)*\}\s*_\s*\{?\s*(\d+)[^{}]*"
+     r"(?:\{[^{}]*\})?\s*\}?", _repeated_digit),
+    # a repeating decimal: 0.1(6), 0.\dot{1}4\dot{2}
+    ("(", r"(?<![\d.])(\d*\.\d*)\((\d+)\)(?![\d^])", r"\1\\overline{\2}"),
+    ("\\dot", r"(?<![\d.])(\d*\.\d*)\s*\\dot\s*\{?\s*(\d)\s*\}?\s*(\d*)\s*\\dot\s*\{?\s*(\d)\s*\}?",
+     r"\1\\overline{\2\3\4}"),
+    ("illion", r"(?i)(\d)\s*(?:" + _TEXT + r")?(million|billion|trillion)s?\b\s*\}?", _power_of_ten),
+    ("h", r"(?i)(\d)\s*(?:" + _TEXT + r")?(hundred|thousand)s?\b\s*\}?", _power_of_ten),
+    # siunitx
+    ("\\", r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*" + _GROUP + r"\s*" + _GROUP, r"\1"),
+    ("\\", r"\\(?:unit|si)\s*" + _GROUP, " "),
+    ("\\num", r"\\num\s*" + _GROUP, r"\1"),
+    ("\\ang", r"\\ang\s*\{([^{};]*)\}", r"\1°"),
+)  # fmt: skip
+
+_SYMBOLS: tuple[tuple[str, str, Replacement], ...] = (
+    ("frac", r"\\(?:[dtcs]|nice)frac" + _END, r"\\frac"),
+    ("binom", r"\\[dt]binom" + _END, r"\\binom"),
+    ("\\not", r"\\not\s*(?:<|\\lt)" + _END, "≥"),
+    ("\\not", r"\\not\s*(?:>|\\gt)" + _END, "≤"),
+    ("\\not", r"\\not\s*(?:\\leq?|≤)" + _END, ">"),
+    ("\\not", r"\\not\s*(?:\\geq?|≥)" + _END, "<"),
+    ("\\not", r"\\not\s*=", "≠"),
+    ("\\not", r"\\not\s*\\in" + _END, r"\\notin"),
+    ("", r"\\(?:leq|leqslant|leqq|le)" + _END + "|<=|=<", "≤"),
+    ("", r"\\(?:geq|geqslant|geqq|ge)" + _END + "|>=", "≥"),
+    ("", r"\\(?:neq|ne)" + _END + "|!=", "≠"),
+    ("\\&", r"\\&", " , "),
+    ("\\lt", r"\\lt" + _END, "<"),
+    ("\\gt", r"\\gt" + _END, ">"),
+    ("\\", r"\\(?:mid|vert|lvert|rvert)" + _END, "|"),
+    ("cup", r"\\(?:cupdot|sqcup|bigcup)" + _END, r"\\cup "),
+    ("minus", r"\\smallsetminus" + _END, r"\\setminus "),
+    ("brace", r"\\lbrace" + _END, r"\\{"),
+    ("brace", r"\\rbrace" + _END, r"\\}"),
+    ("\\", r"\\(?:varnothing|O)" + _END, r"\\emptyset "),
+    ("\\var", r"\\var(?=epsilon|theta|phi|rho|sigma|kappa|pi)", r"\\"),
+    ("%", r"\\%|" + _TEXT + r"(?:%|\\%)\s*\}", "%"),
+    ("p", _TEXT + r"(?:percent|per cent|pct)\s*\}|(?<=\d)\s*(?:percent|per cent|pct)\b", "%"),
+    ("degree", r"\\(?:degree|degrees)" + _END, r"^\\circ "),
+    ("\\circ", r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ" + _END, r"°"),
+    # a unit written as a fraction of words
+    ("\\frac", r"\\frac\s*\{\s*" + _TEXT + r"([^{}]*)\}\s*\}\s*\{\s*" + _TEXT + r"[^{}]*\}(?:\^\{?\d\}?)?\s*\}",
+     r"\\text{\1} "),
+    ("\\colon", r"\\colon" + _END, ":"),
+    ("\\", r"\\(?:simeq|cong|sim|doteq)" + _END, r"\\approx "),
+    ("", r"\.{3,}|\\(?:dots[bcimo]?|[lch]dots)" + _END, r" \\dots "),
+    ("°", r"(?<!\d)(\d+)\s*°\s*(\d+)\s*" + _MINUTE + r"(?:\s*(\d+(?:\.\d+)?)\s*(?:" + _MINUTE + "{2}|\"))?",
+     _in_degrees),
+    ("arrow", r"\\overrightarrow" + _END, r"\\vec"),
+    ("\\", r"\\(?:mathbf|boldsymbol)\s*\{?\s*([RZQN])\s*\}?(?![A-Za-z])", r"\\mathbb{\1}"),
+    ("\\mathbb", r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:_\s*\{?\s*([+>])\s*0?\s*\}?|\^\s*\{?\s*(\+)\s*\}?)", r"(0,\\infty)"),
+    ("\\mathbb", r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:_\s*\{?\s*([-<])\s*0?\s*\}?|\^\s*\{?\s*(-)\s*\}?)", r"(-\\infty,0)"),
+    ("\\mathbb", r"\\mathbb\s*\{?\s*R\s*\}?\s*_\s*\{\s*≥\s*0\s*\}", r"[0,\\infty)"),
+    ("\\mathbb", r"\\mathbb\s*\{?\s*Z\s*\}?\s*(?:_\s*\{?\s*(?:>\s*0|\+)\s*\}?|\^\s*\{?\s*\+\s*\}?)", r"\\mathbb{Z+}"),
+    ("mapsto", r"^\s*(?:[a-zA-Z]\s*:)?\s*([a-zA-Z])\s*\\mapsto\s*", r"f(\1)="),
+    ("C", r"(?:\{\s*\}|(?<![\w}]))[\^_]\s*" + _INDEX + r"\s*" + _LETTER_C + r"\s*_\s*" + _INDEX, r"\\binom{\1}{\2}"),
+    ("C", _LETTER_C + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, r"\\binom{\1}{\2}"),
+    ("C", _LETTER_C + r"\s*\^\s*" + _INDEX + r"\s*_\s*" + _INDEX, r"\\binom{\2}{\1}"),
+    ("{d}", r"\\(?:mathrm|text|operatorname)\s*\{d\}\s*(?=[a-zA-Z\\])", "d "),
+    ("\\operatorname", r"\\operatorname\s*\{\s*(?:sen)\s*\}", r"\\sin "),
+    ("\\operatorname", r"\\operatorname\s*\{\s*([cs])h\s*\}", lambda m: {"c": r"\cosh ", "s": r"\sinh "}[m.group(1)]),
+    ("|", r"^\s*([A-Z])\s*\(([^|()]*)\|([^|()]*)\)\s*$", r"\1(\2,\3)"),
+)  # fmt: skip
+
+_PROGRAMS: tuple[tuple[str, str, Replacement], ...] = (  # printouts of sympy, numpy, Mathematica
+    ("I", r"(?<=[\d)]\*)I\b|(?<=[+-] )I\b|\bI(?=\*)", "i"),
+    ("(", r"^\s*(?:Matrix|array)\s*\(\s*(\[.*\])\s*\)\s*$", r"\1"),
+    ("Interval", r"\bInterval(\.open|\.Lopen|\.Ropen)?\(([^()]*)\)", _interval),
+    ("FiniteSet", r"\bFiniteSet\(([^()]*)\)", r"\\{\1\\}"),
+    ("Union", r"^\s*Union\((.*)\)\s*$", r"\1"),
+    ("Eq", r"^\s*Eq\((.*),\s*([^,()]*)\)\s*$", r"\1 = \2"),
+    ("Rational", r"\bRational\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)", r"(\1/\2)"),
+    ("Sqrt", r"\bSqrt\[([^\[\]]*)\]", r"\\sqrt{\1}"),
+    ("->", r"\{\s*(\w+)\s*->\s*([^{},]*)\}", r"\1=\2"),
+    (":", r"^\s*\{((?:\s*[A-Za-z]\w*\s*:[^{}:,]*,?)+)\}\s*$", lambda m: m.group(1).replace(":", "=")),
+)
+
+_WORDS: tuple[tuple[str, str, Replacement], ...] = (
+    # ordinals: 12th, 5^{th}
+    ("", r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:" + _TEXT + r")?(?:st|nd|rd|th)" + _END + r"\s*\}*", ""),
+    (":", r"(?i)(?<=:\d\d)\s*(?:" + _TEXT + r")?(a|p)\.?\s?m\b\.?\s*\}?", r" \\text{\1m}"),
+    ("(", r"(?<=\S)\s*\\text\s*\{\s*\([^{}()]*\)\s*\}\s*$", ""),
+    ("", r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\s*\{\s*)?[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+\s*\}?\s*$", ""),
+    ("text", r"\\text\s*\{\s*(?:et|und)\s*\}", r"\\text{ and }"),
+    ("text", r"\\text\s*\{\s*(?:ou|oder)\s*\}", r"\\text{ or }"),
+    # what introduces the answer: an equals sign, a sentence, an article, the noun of a letter
+    ("=", r"^\s*=\s*", ""),
+    ("\\text", r"^\s*\\text\s*\{[^{}]*\b(?:is|are|equals|equal to|be|has|have|:)(?: approximately)?\s*:?\s*\}\s*(?=\S)",
+     ""),
+    ("\\text", r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
+    ("", r"(?i)^\s*(?:\\text\s*\{\s*)?(?:option|choice|point|statement|answer)\s*\}?\s*(\(?[A-Z]\)?)\s*\}?\s*$", r"\1"),
+)  # fmt: skip
+
+REWRITES = tuple(
+    (needs, re.compile(pattern), replacement)
+    for table in (_LAYOUT, _NUMERALS, _SYMBOLS, _PROGRAMS, _WORDS)
+    for needs, pattern, replacement in table
+)
+CURRENCIES = re.compile("[€£¥₹]")
+
+# ---------------------------------------------------------------------- unicode
+UNICODE = {
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*",
+    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "√": r"\sqrt ",
+    "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
+    "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ", "∈": r"\in ", "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℚ": r"\mathbb{Q}", "ℕ": r"\mathbb{N}", "∠": r"\angle ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "→": r"\to ", "′": "'", "’": "'",
+    "∣": "|", "≡": r"\equiv ", "…": r"\dots ", "⋯": r"\dots ", "⟨": r"\langle ", "⟩": r"\rangle ", "⁄": "/",
+    "，": ",", "；": ";", "：": ":", "％": "%",
+}  # fmt: skip
+for _character in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞":
+    _top, _, _bottom = unicodedata.normalize("NFKC", _character).partition("⁄")
+    UNICODE[_character] = rf"\frac{{{_top}}}{{{_bottom}}}"
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi "
+    "chi psi omega"
+).split()
+for _name in _GREEK:
+    _official = _name.replace("lambda", "lamda").upper()
+    UNICODE[unicodedata.lookup(f"GREEK SMALL LETTER {_official}")] = f"\\{_name} "
+    UNICODE[unicodedata.lookup(f"GREEK CAPITAL LETTER {_official}")] = f"\\{_name.capitalize()} "
+TRANSLATION = str.maketrans(UNICODE)
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
