@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath
 
 from falcon_h1r.verifier.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
-from falcon_h1r.verifier.probe import needs_symbols, points, same_function
+from falcon_h1r.verifier.probe import needs_symbols, points, positive_points, same_function, same_value
 from falcon_h1r.verifier.realset import INFINITY, SetBuilder
-from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, free_symbols, number
+from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric, Undefined, contains, free_symbols, number
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
+_COORDINATES = frozenset("xyz")
 _INTEGERS = range(-12, 13)
 _MIN_VALUES = 4  # in the window: fewer prove nothing
 
@@ -32,15 +33,59 @@ def same_expression(
         integers: variables that take whole values only.
         assumptions: inequalities that hold at the points.
     """
+    if unbounded(a) and unbounded(b):  # in one order of terms, perhaps with shifted indices
+        cuts = ((truncated(a, n), truncated(b, n)) for n in (3, 5, 8))
+        try:
+            if all(same_function(x, y, meter, integers, assumptions) for x, y in cuts):
+                return True
+        except NotNumeric:
+            pass
     try:
         answer = same_function(a, b, meter, integers, assumptions)
+        if answer is None and unbounded(a, b):
+            raise NotNumeric("no point at which a series converges")
     except NotNumeric:
         if not needs_symbols(a, b):
             return False
+        if unbounded(a, b) and free_symbols(a) | free_symbols(b):
+            raise BudgetExceeded("an unbounded sum in variables") from None
         from falcon_h1r.verifier.symbolic import same_by_sympy
 
         return same_by_sympy(a, b)
     return bool(answer)
+
+
+def unbounded(*nodes: Node) -> bool:
+    """Whether an unbounded sum is in a tree."""
+    return any(n.op == "big" and n.name.startswith("sum") and n.args[2].name == "oo" for t in nodes for n in t.walk())
+
+
+def truncated(node: Node, terms: int) -> Node:
+    """The tree with every unbounded sum cut after so many terms."""
+    if node.op == "big" and node.name.startswith("sum") and node.args[2].name == "oo":
+        body, lower = (truncated(a, terms) for a in node.args[:2])
+        return Node("big", (body, lower, Node("add", (lower, number(terms - 1)))), node.name)
+    return Node(node.op, tuple(truncated(a, terms) for a in node.args), node.name, node.value, node.digits)
+
+
+def same_where_positive(a: Node, b: Node, meter: Meter) -> bool:
+    """Whether two formulas in several variables agree wherever all of these are positive.
+
+    R\\sqrt{2gh/(R^2+k)} and \\sqrt{2gh/(1+k/R^2)}: quantities of geometry and physics. With one variable, or where a
+    sign is spoken of by bars, signs matter.
+    """
+    names = free_symbols(a) | free_symbols(b)
+    if (
+        len(names) < 2
+        or contains(Node("list", (a, b)), "big")
+        or any(n.name == "abs" for t in (a, b) for n in t.walk())
+    ):
+        return False
+    try:
+        answers = [same_value(a, b, p, True, meter, confirm=k < 2) for k, p in enumerate(positive_points(names))]
+    except NotNumeric:
+        return False
+    return False not in answers and answers.count(True) >= _MIN_POINTS
 
 
 def same_families(a: list[Node], b: list[Node], meter: Meter) -> bool:
@@ -103,12 +148,23 @@ def proportional(f: Node, g: Node, positive: bool, meter: Meter) -> bool:
     names = free_symbols(f) | free_symbols(g)
     if not names or free_symbols(f) != free_symbols(g):
         return False
+    coordinates = names & _COORDINATES
+    if coordinates and names - coordinates and not positive:  # the factor may depend on parameters: a^2 b^2
+        settings = points(names - coordinates)[:_MIN_POINTS]
+        return all(_proportional_at(f, g, coordinates, setting, False, meter) for setting in settings)
+    return _proportional_at(f, g, names, {}, positive, meter)
+
+
+def _proportional_at(
+    f: Node, g: Node, names: frozenset[str], setting: Mapping[str, Any], positive: bool, meter: Meter
+) -> bool:
+    """Whether f/g is one constant over these variables, the others as set."""
     anchor: tuple[Any, Any] | None = None
     agreeing = 0
     mp = context(LOW_DIGITS)
     for point in points(names):
         try:
-            u, v = (NumericEvaluator(LOW_DIGITS, point, meter)(node) for node in (f, g))
+            u, v = (NumericEvaluator(LOW_DIGITS, {**setting, **point}, meter)(node) for node in (f, g))
         except Undefined:
             continue
         except NotNumeric:

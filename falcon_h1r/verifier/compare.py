@@ -6,6 +6,8 @@ NeedsAlgebra, and the pair goes on to a run with algebra, normally in a worker p
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from falcon_h1r.verifier.kinds import (
     all_differ,
     as_set,
@@ -26,14 +28,20 @@ from falcon_h1r.verifier.rewrite import (
     label_of,
     named_coordinates,
     shape,
+    substituted,
     with_coordinates,
     without_label,
 )
 from falcon_h1r.verifier.scalars import NeedsAlgebra, ScalarComparison
-from falcon_h1r.verifier.tree import Node, NotationError, NotNumeric, Undefined, free_symbols, negative
+from falcon_h1r.verifier.tree import Node, NotationError, NotNumeric, Undefined, free_symbols, negative, number
 
 __all__ = ["UNREADABLE", "Comparison", "NeedsAlgebra"]
 
+_UNKNOWNS = frozenset("xyz")  # what a condition is about, rather than a parameter of it
+_PARAMETER_VALUES = (
+    (Fraction(1, 3), Fraction(7, 2)), (Fraction(5, 2), Fraction(9, 2)), (Fraction(-7, 4), Fraction(3, 4)),
+    (Fraction(7, 2), Fraction(1, 3)), (Fraction(4), Fraction(-2)),
+)  # fmt: skip
 _STRUCTURED = ("list", "set", "tuple", "matrix", "chain", "union", "inter", "minus", "builder", "ratio", "piecewise")
 
 
@@ -126,6 +134,8 @@ class Comparison(ScalarComparison):
     # ------------------------------------------------------------------ lists, tuples, matrices
     def collections(self, prediction: Node, gold: Node) -> bool:
         """Lists and sets without order, tuples and vectors with it; a single value is a list of one."""
+        if prediction.op == gold.op == "list" and any(is_equation(without_label(item)) for item in gold.args):
+            return self.in_any_order(list(prediction.args), list(gold.args))  # formulas, not names with values
         items, labels = items_of(prediction)
         gold_items, gold_labels = items_of(gold)
         if len(items) == len(gold_items) == 1 and prediction.op == gold.op == "list":
@@ -244,6 +254,23 @@ class Comparison(ScalarComparison):
         return list(kept.values())
 
     # ------------------------------------------------------------------ sets of reals
+    def parametric_sets(self, pair: list[Node], parameters: list[str]) -> bool:
+        """Sets whose ends depend on parameters: the same at several values of these."""
+        from falcon_h1r.verifier.algebra import many_digit_sets
+
+        num_same = 0
+        for values in _PARAMETER_VALUES:
+            setting = {name: number(value) for name, value in zip(parameters, values, strict=False)}
+            builder = many_digit_sets(self.meter())
+            try:
+                sets = [builder.build(substituted(node, setting)) for node in pair]
+            except NotNumeric:
+                continue  # ends in the wrong order
+            if not same_set(*sets):
+                return False
+            num_same += 1
+        return num_same > 1 and len(parameters) <= len(_PARAMETER_VALUES[0])
+
     def sets(self, prediction: Node, gold: Node) -> bool:
         """Intervals, unions, inequalities. Where they are no sets of reals, structure decides."""
         if prediction.op == gold.op == "chain" and num_variables(prediction) > 1 and num_variables(gold) > 1:
@@ -259,6 +286,8 @@ class Comparison(ScalarComparison):
         self.require_algebra()
         from falcon_h1r.verifier.algebra import many_digit_sets
 
+        if parameters := free_symbols(pair[0]) & free_symbols(pair[1]) - _UNKNOWNS:
+            return self.parametric_sets(pair, sorted(parameters))
         builder = many_digit_sets(self.meter())
         try:
             return same_set(builder.build(pair[0]), builder.build(pair[1]))

@@ -18,15 +18,16 @@ from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, Not
 from falcon_h1r.verifier.units import is_plain_number, without_unit
 
 _MULTIPLE_CHOICE = "ABCDEFGHIJ"
+_LOOSE_DIVISION = re.compile(r"/\s*(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\w|\{[^{}]*\}))?\s*(?:\\[a-zA-Z]|[A-Za-z(])")
 _OPTION_VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf|bf)\s*)?\{?\s*(\([A-J]\)|[A-J][).])\s*\}?\s*(\S.*)")
 _OPTION_PREFIX = re.compile(r"\{?\(?([A-J])[).:]\}?(?=[^\s)}])")
 
 
 @lru_cache(maxsize=256)
-def _parsed(answer: str, join_thousands: bool) -> Node | str:
+def _parsed(answer: str, join_thousands: bool, tight_division: bool = False) -> Node | str:
     """The tree, or why there is none: golds repeat, and so do answers."""
     try:
-        return parse_answer(answer, join_thousands)
+        return parse_answer(answer, join_thousands, tight_division)
     except NotationError as error:
         return str(error)
 
@@ -40,11 +41,16 @@ def string_forms(answer: str) -> tuple[str, str]:
 
 
 def readings(answer: str) -> list[Node]:
-    """Trees of an answer: 100,200 is a number, and failing that a list. Raises BudgetExceeded."""
+    """Trees of an answer: 100,200 is a number, and failing that a list; h/kT is read both ways.
+
+    Raises BudgetExceeded.
+    """
     found = [_parsed(answer, True)]
     joined = len(answer) <= MAX_ANSWER_CHARS and clean_parts(answer) != clean_parts(answer, join_thousands=False)
     if joined and not isinstance(found[0], str):
         found.append(_parsed(answer, False))
+    if "/" in answer and _LOOSE_DIVISION.search(clean_parts(answer)[0]):
+        found.append(_parsed(answer, True, tight_division=True))
     return [tree for tree in found if isinstance(tree, Node)]
 
 

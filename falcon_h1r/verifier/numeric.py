@@ -25,6 +25,8 @@ LOW_DIGITS, HIGH_DIGITS = 30, 80
 _MAX_EXPONENT_BITS = 60  # of the binary exponent of any value: larger towers are beyond the budget
 _MAX_TRIG = 10**30
 _MAX_SUM_TERMS = 1_000
+_MAX_SERIES_TERMS = 200
+_MAX_GAMMA = 1_000
 _WEIGHTS = {"factorial": 20, "factorial2": 20, "binom": 40, "root": 4, "log": 6}
 # signs of right minus left under which a relation holds
 RELATION_SIGNS = {"<": (1,), "<=": (0, 1), ">": (-1,), ">=": (0, -1), "=": (0,), "!=": (-1, 1)}
@@ -171,6 +173,8 @@ class NumericEvaluator:
         outer, self.in_angle = self.in_angle, self.in_angle or trigonometric
         args = [self.evaluate(a) for a in node.args]
         self.in_angle = outer
+        if node.name in ("gamma", "zeta") and any(abs(a) > _MAX_GAMMA for a in args):
+            raise BudgetExceeded(f"{node.name} of a large argument")
         if any(abs(a) > _MAX_TRIG for a in args) and (trigonometric or node.name in _GROWING):
             raise BudgetExceeded(f"{node.name} of a huge argument")
         name = _MPMATH_NAMES.get(node.name, node.name)
@@ -212,9 +216,34 @@ class NumericEvaluator:
             return -self.power(-value, 1 / degree)
         return self.power(value, 1 / degree)
 
+    def series(self, body: Node, lower: Any, index: str) -> Any:
+        """An unbounded sum in variables at a point where it converges fast; no value elsewhere."""
+        if not self.mp.isint(lower):
+            raise NotNumeric("a limit that is no integer")
+        total, small = self.mp.mpf(0), 0
+        for term in range(int(lower), int(lower) + _MAX_SERIES_TERMS):
+            value = self.at(index, term, body)
+            total += value
+            small = small + 1 if abs(value) <= abs(total) * self.mp.eps else 0
+            if small == 4:
+                return total
+        raise Undefined("a series that converges slowly, or not")
+
+    def at(self, index: str, term: int, body: Node) -> Any:
+        """The body of a sum at one value of its index, which hides a variable of that name."""
+        outer = self.point.get(index)
+        self.point[index] = term
+        value = self.evaluate(body)
+        del self.point[index]
+        if outer is not None:
+            self.point[index] = outer
+        return value
+
     def finite_sum(self, node: Node) -> Any:
         """A sum or product between integers, term by term."""
         kind, _, index = node.name.partition(":")
+        if kind == "sum" and node.args[2].name == "oo" and self.point:
+            return self.series(node.args[0], self.evaluate(node.args[1]), index)
         if kind not in ("sum", "prod") or any(limit.name == "oo" for limit in node.args[1:]):
             raise NotNumeric(kind)
         lower, upper = self.evaluate(node.args[1]), self.evaluate(node.args[2])
@@ -222,15 +251,10 @@ class NumericEvaluator:
             raise NotNumeric("limits that are not integers")
         if upper - lower > _MAX_SUM_TERMS:
             raise BudgetExceeded("a sum of too many terms")
-        outer = self.point.get(index)
         total = self.mp.mpf(0 if kind == "sum" else 1)
         for term in range(int(lower), int(upper) + 1):
-            self.point[index] = term
-            value = self.evaluate(node.args[0])
+            value = self.at(index, term, node.args[0])
             total = total + value if kind == "sum" else self.bounded(total * value)
-        self.point.pop(index, None)
-        if outer is not None:
-            self.point[index] = outer
         return total
 
 
@@ -240,6 +264,6 @@ _MPMATH_NAMES = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
     "arccsc": "acsc", "arcsinh": "asinh",
     "arccosh": "acosh", "arctanh": "atanh", "abs": "fabs", "binom": "binomial", "factorial2": "fac2",
-    "sgn": "sign", "Re": "re", "Im": "im",
+    "gamma": "gamma", "zeta": "zeta", "sgn": "sign", "Re": "re", "Im": "im",
 }  # fmt: skip
 _ONE_ARGUMENT = _TRIGONOMETRIC | _GROWING | {*_MPMATH_NAMES, "ln"} - {"binom", "factorial2"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from falcon_h1r.verifier.rewrite import is_equation, substituted
+from falcon_h1r.verifier.rewrite import is_equation, substituted, without_label
 from falcon_h1r.verifier.tree import Node, free_symbols
 
 _MAX_RENAMED = 3
-_CONSTANTS = frozenset({"C", "c", "K", "k", "C_0", "C_1", "C_2", "C_3", "c_0", "c_1", "c_2", "c_3"})
+_CONSTANTS = frozenset({"C", "c", "K", "k", "C_0", "C_1", "C_2", "C_3", "c_0", "c_1", "c_2", "c_3", *"ABD"})
+_CAPITALS = frozenset("ABD")
+_LINE_PARAMETERS = frozenset(("t", "s", "k", "lambda", "mu"))  # of the points of a line: (3t, 4t)
+_POINTS = ("tuple", "list")
 
 
 def opened(node: Node) -> tuple[Node, frozenset[str], frozenset[str]]:
@@ -68,8 +71,11 @@ def renamings(
         return
     declared = set(own) <= free or set(others) <= gold_free
     constants = {*own, *others} <= _CONSTANTS and not {*own, *others} & {*_bare(prediction), *_bare(gold)}
+    if {*own, *others} & _CAPITALS and not any(n.islower() for n in names & gold_names):  # A e^x, but not AB
+        constants = False
+    lines = {*own, *others} <= _LINE_PARAMETERS and all(without_label(n).op in _POINTS for n in (prediction, gold))
     families = set(own) <= function_parameters(prediction) and set(others) <= function_parameters(gold)
-    if not (declared or constants or families):
+    if not (declared or constants or families or lines):
         return
     for order in itertools.permutations(others):
         yield dict(zip(own, order, strict=True))

@@ -14,7 +14,7 @@ RELATIONS = {
 _CLOSES = {"(": (")", "]", "\\rangle"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle", ")")}
 _MAX_PIECES = 60
 _IN_LABELS = (",", "|", "\\cap", "\\cup", "'")  # P(A | B) = ...
-_ALIGNED = ("array", "aligned", "align", "split", "gathered")
+_ALIGNED = ("aligned", "align", "split", "gathered")
 _FILLERS = ("is", "are", "a", "an", "the")
 _CONDITION_WORDS = ("if", "for", "when", "where", "as", "and")
 _SET_OPERATORS = {"\\cup": "union", "\\cap": "inter", "\\setminus": "minus", "\\backslash": "minus"}
@@ -199,7 +199,9 @@ class AnswerParser(ExpressionParser):
         environment = self.advance().text
         if environment == "array" and self.token.text == "{":
             self.raw_group()
-        if environment in _ALIGNED:  # here "&" is about layout
+        if environment == "array":  # columns as in a list
+            self.tokens = [type(t)("sep", ",") if t.text == "&" else t for t in self.tokens]
+        elif environment in _ALIGNED:  # here "&" is about layout
             self.tokens[self.position :] = [t for t in self.tokens[self.position :] if t.text != "&"]
         rows: list[list[Node]] = [[]]
         while self.token.kind not in ("end", "eof"):
@@ -213,7 +215,7 @@ class AnswerParser(ExpressionParser):
                 raise BudgetExceeded(f"more than {MAX_ITEMS} cells")
         if self.advance().text != environment:
             raise NotationError("an environment never ends")
-        rows = [row for row in rows if row]
+        rows = [list(row[0].args) if len(row) == 1 and _is_case(row[0]) else row for row in rows if row]
         if rows and all(len(row) == 1 for row in rows):
             return Node("list", tuple(row[0] for row in rows), name="and")
         if any(len(row) != 2 for row in rows):
@@ -269,6 +271,11 @@ class AnswerParser(ExpressionParser):
         return variable, lower
 
 
+def _is_case(cell: Node) -> bool:
+    """A value and its condition in one cell: 3, n = 1."""
+    return cell.op == "list" and len(cell.args) == 2 and cell.args[0].op != "chain" and cell.args[1].op == "chain"
+
+
 def _named_point(node: Node) -> Node:
     """A(1, 2) as A = (1, 2)."""
     if node.op == "mul" and len(node.args) == 2 and node.args[1].op == "tuple" and node.args[0].name[:1].isupper():
@@ -294,14 +301,19 @@ def _close(opening: str, closing: str, inner: Node) -> Node:
     return Node("tuple", inner.args, name=opening.replace("\\langle", "[") + closing.replace("\\rangle", "]"))
 
 
-def parse_answer(answer: str, join_thousands: bool = True) -> Node:
-    """The tree of an answer; raises NotationError or BudgetExceeded, and nothing else, on any text."""
+def parse_answer(answer: str, join_thousands: bool = True, tight_division: bool = False) -> Node:
+    """The tree of an answer; raises NotationError or BudgetExceeded, and nothing else, on any text.
+
+    Args:
+        join_thousands: 12,345 is one number.
+        tight_division: h/kT is h over kT, as physicists write, rather than T times h/k.
+    """
     if len(answer) > MAX_ANSWER_CHARS:
         raise BudgetExceeded(f"longer than {MAX_ANSWER_CHARS} characters")
     cleaned, remark = clean_parts(answer, join_thousands)
     if not cleaned:
         raise NotationError("empty")
-    tree = AnswerParser(cleaned).answer()
+    tree = AnswerParser(cleaned, tight_division).answer()
     if remark and (written_out := enumerated(tree, remark)) is not None:
         return written_out
     parameters, integers = declared_parameters(remark)

@@ -77,7 +77,10 @@ class ExpressionParser(OperandParser):
                 self.skip_unit()
             elif self.starts_factor():
                 self.check_juxtaposition(divisors[-1] if divisors else factors[-1])
-                factors.append(self.factor())
+                if self.tight_division and divisors and divisors[-1].op == "sym":
+                    divisors.append(self.factor())  # h/kT
+                else:
+                    factors.append(self.factor())
             else:
                 break
         product = _product(factors)

@@ -41,8 +41,9 @@ def recurring(text: str) -> Node:
 class NumeralParser:
     """Parses what one answer's tokens hold; a fresh one for every answer."""
 
-    def __init__(self, cleaned: str) -> None:
+    def __init__(self, cleaned: str, tight_division: bool = False) -> None:
         self.tokens = tokenise(cleaned)
+        self.tight_division = tight_division  # a/bc is a/(bc) where b is a variable
         self.position = 0
         self.depth = 0
         self.open_bars = 0

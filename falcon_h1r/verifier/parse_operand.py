@@ -49,6 +49,8 @@ class OperandParser(NumeralParser):
         elif token.kind == "name":
             self.advance()
             node = self.subscripted(token.text)
+            if token.text in ("Gamma", "zeta") and self.token.text == "(":
+                node = Node("func", self.arguments(token.text), name=token.text.lower())
         elif token.kind == "word":
             words: list[str] = []
             while self.token.kind == "word" or (words and self.token.kind == "name"):

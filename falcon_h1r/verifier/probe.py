@@ -47,6 +47,15 @@ def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> lis
     return found
 
 
+def positive_points(names: frozenset[str]) -> list[dict[str, Any]]:
+    """Points at which every variable is positive, as lengths and most quantities of physics are."""
+    positive = [ends for ends in _RANGES if ends[0] > 0]
+    return [
+        {n: low + (high - low) * _fraction_of(n, 500 + index) for n in names}
+        for index, (low, high) in enumerate(positive * 3)
+    ]
+
+
 def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter, confirm: bool) -> bool | None:
     """Whether both trees have one value at the point; None when the point tells nothing (no value, or not
     real). With `confirm`, many digits are asked even if the few agree to the last.

@@ -24,6 +24,7 @@ from falcon_h1r.verifier.tree import (
 )
 
 _MAX_ABSOLUTES = 3
+_WHOLE = ("set:Z", "set:N", "set:Z+")
 _MAX_POINTS = 200
 INFINITY = float("inf")
 
@@ -81,8 +82,8 @@ class SetBuilder:
             return self.interval(self.real(args[0]), self.real(args[1]), node.name[0] == "[", node.name[1] == "]")
         if op == "set":
             return self.finite([self.real(a) for a in args])
-        if op == "inter" and args[0].op == "sym" and args[0].name in ("set:Z", "set:N"):
-            return self.whole_numbers(self.build(args[1]), args[0].name == "set:N")
+        if op == "inter" and args[0].op == "sym" and args[0].name in _WHOLE:
+            return self.whole_numbers(self.build(args[1]), natural=args[0].name != "set:Z")
         if op in ("union", "inter", "minus"):
             return _combine(op, self.build(args[0]), self.build(args[1]))
         if op == "add" and len(args) == 2 and args[1].op == "mul" and args[1].args[0] == number(-1):
@@ -128,6 +129,11 @@ class SetBuilder:
         """Conditions joined by "or" are a union; by "and" or commas an intersection, or a union if that is
         empty.
         """
+        whole = [a for a in node.args if a.op == "chain" and a.name == "in" and a.args[1].name in _WHOLE]
+        if whole and len(whole) < len(node.args):
+            rest = tuple(a for a in node.args if a not in whole)
+            members = self.conditions(Node("list", rest, name=node.name))
+            return self.whole_numbers(members, natural=any(a.args[1].name != "set:Z" for a in whole))
         parts = [self.build(a) for a in node.args]
         if len({frozenset(free_symbols(a)) for a in node.args}) != 1:
             raise NotNumeric("conditions on several variables")

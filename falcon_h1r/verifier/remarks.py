@@ -20,7 +20,7 @@ _NOT_NAMES = re.compile(r"\\mathbb\s*\{?\s*[A-Z]\s*\}?|\\[A-Za-z]+|\b[A-Za-z]{2,
 
 _FAMILY = re.compile(
     r"\\\{\s*((?![a-z]\s*(?:\\in|[|:]))[^|:{}]*(?:\{[^{}]*\}[^|:{}]*)*)[|:]\s*"
-    r"([a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*\{?\s*[ZNQR]\s*\}?)\s*\\\}"
+    r"([a-z](?:\s*,\s*[a-z])*\s*\\in\s*\\mathbb\s*\{?\s*[ZNQR]\s*\}?|[a-z]\s*=\s*-?\d+(?:\s*,\s*(?:-?\d+|\\dots))+)\s*\\\}"
 )
 
 # Whole answers in words, and what they say. "No solution" is an empty set, infinitely many is infinity.
@@ -48,6 +48,10 @@ NUMBER_WORDS = {
         "seventeen eighteen nineteen twenty".split()
     )
 }
+_EXCEPT = re.compile(
+    r"(?i)(?:all|every|any) real (?:numbers?|values?)(?: of [a-z])?,? (?:except|other than|but|besides)(?: for)?\s*"
+    r"(?:[a-z]\s*=\s*)?(.+)"
+)
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -57,6 +61,12 @@ def split_remark(text: str) -> tuple[str, str]:
     if remark is None or remark.start() == 0:
         return text, ""
     return text[: remark.start()].rstrip(" ,;("), text[remark.start() :]
+
+
+def _excepted(words: str) -> str | None:
+    """All real numbers but some, as a difference of sets."""
+    match = _EXCEPT.fullmatch(words)
+    return rf"\mathbb{{R}} \setminus \{{{match.group(1)}\}}" if match else None
 
 
 def builder_family(text: str) -> str:
@@ -80,4 +90,4 @@ def whole_answer(text: str) -> str:
     for pattern, meaning in _WHOLE_ANSWERS:
         if pattern.fullmatch(words):
             return meaning
-    return NUMBER_WORDS.get(words.lower(), text)
+    return NUMBER_WORDS.get(words.lower()) or _excepted(words) or text

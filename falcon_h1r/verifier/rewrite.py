@@ -35,7 +35,7 @@ def is_name(node: Node) -> bool:
         return not node.name.startswith("set:") and node.name not in ("pi", "e", "oo")
     if node.op == "text":
         return True
-    if node.op == "mul" and node.args[0].name == "d" and len(node.args) == 2:  # dy/dx
+    if node.op == "mul" and node.args[0].name in ("d", "nabla", "partial") and len(node.args) == 2:  # dy/dx
         return is_name(node.args[1])
     if node.op == "mul":  # a segment or an angle: letters in capitals
         return all(a.op in ("sym", "mul") and is_name(a) and (a.op == "mul" or a.name[0].isupper()) for a in node.args)
@@ -162,9 +162,11 @@ def with_coordinates(node: Node) -> Node:
 # ---------------------------------------------------------------------- matrices
 def evaluate_matrices(node: Node) -> Node:
     """Sums, products and determinants of matrices worked out, entries left as expressions."""
-    if not contains(node, "matrix"):
+    if not contains(node, "matrix", "tuple"):
         return node
     args = tuple(evaluate_matrices(a) for a in node.args)
+    if any(a.op == "tuple" and a.name == "()" for a in args) and node.op in ("add", "mul", "div"):
+        return _vector(Node(node.op, args, node.name))
     node = Node(node.op, args, node.name, node.value, node.digits)
     if node.op == "matrix" and node.name == "det":
         return determinant([list(row.args) for row in args])
@@ -181,6 +183,19 @@ def evaluate_matrices(node: Node) -> Node:
             total = _elementwise(total, other)
         return total
     return node
+
+
+def _vector(node: Node) -> Node:
+    """(1, 0) + t(3, 1) by coordinates; anything but sums and multiples of vectors as it is."""
+    vectors = [a for a in node.args if a.op == "tuple"]
+    sizes = {len(a.args) for a in vectors}
+    whole = len(vectors) == len(node.args) if node.op == "add" else len(vectors) == 1
+    if not whole or len(sizes) != 1 or (node.op == "div" and node.args[1].op == "tuple"):
+        return node
+    coordinates = (
+        Node(node.op, tuple(a.args[k] if a.op == "tuple" else a for a in node.args)) for k in range(sizes.pop())
+    )
+    return Node("tuple", tuple(coordinates), name="()")
 
 
 def _multiply(a: Node, b: Node) -> Node:

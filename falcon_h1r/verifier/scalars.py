@@ -164,7 +164,12 @@ class ScalarComparison:
         if not cases and contains(Node("list", (prediction, gold)), *_NO_SCALARS, "text"):
             return False
         self.require_algebra()
-        from falcon_h1r.verifier.algebra import close_constants, same_expression, same_up_to_constant
+        from falcon_h1r.verifier.algebra import (
+            close_constants,
+            same_expression,
+            same_up_to_constant,
+            same_where_positive,
+        )
 
         meter, given = self.meter(), (self.integers, self.assumptions)
         if same_expression(prediction, gold, meter, *given):
@@ -172,6 +177,8 @@ class ScalarComparison:
         if close_constants(prediction, gold, within_digits, meter):
             return True
         if any(same_up_to_constant(prediction, gold, name, meter) for name in arbitrary_constants(prediction, gold)):
+            return True
+        if same_where_positive(prediction, gold, meter):
             return True
         if index_names(prediction, gold) and same_expression(prediction, gold, meter, free_symbols(gold)):
             return True

@@ -16,7 +16,8 @@ _END = r"(?![A-Za-z])"  # of a command's name
 _TEXT = r"\\(?:text|mathrm)\s*\{\s*"
 _GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"  # a group with two levels of groups inside
 _LETTER_C = r"(?:\\(?:mathrm|text)\s*\{\s*C\s*\}|(?<![A-Za-z\\])C)"
-_INDEX = r"\{?\s*(\w+)\s*\}?"  # of a letter, braces dropped
+_INDEX = r"(\{\s*\w+\s*\}|\w)"  # of a letter
+_UPRIGHT = r"\\(?:mathrm|text)\s*\{\s*[AP]\s*\}"
 _MINUTE = r"(?:'|\^\s*\{?\s*\\prime\s*\}?|′)"
 _MAX_REPEATED = 9_999  # digits under a brace
 
@@ -41,6 +42,7 @@ def _interval(match: re.Match[str]) -> str:
     return brackets[0] + ends + brackets[1]
 
 
+_BINOMIAL = r"\\binom{\1}{\2}"
 _MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 # What prints nothing, or only places what it holds.
@@ -132,9 +134,13 @@ _SYMBOLS: tuple[tuple[str, str, Replacement], ...] = (
     ("\\mathbb", r"\\mathbb\s*\{?\s*R\s*\}?\s*_\s*\{\s*≥\s*0\s*\}", r"[0,\\infty)"),
     ("\\mathbb", r"\\mathbb\s*\{?\s*Z\s*\}?\s*(?:_\s*\{?\s*(?:>\s*0|\+)\s*\}?|\^\s*\{?\s*\+\s*\}?)", r"\\mathbb{Z+}"),
     ("mapsto", r"^\s*(?:[a-zA-Z]\s*:)?\s*([a-zA-Z])\s*\\mapsto\s*", r"f(\1)="),
-    ("C", r"(?:\{\s*\}|(?<![\w}]))[\^_]\s*" + _INDEX + r"\s*" + _LETTER_C + r"\s*_\s*" + _INDEX, r"\\binom{\1}{\2}"),
-    ("C", _LETTER_C + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, r"\\binom{\1}{\2}"),
+    # combinations and permutations with indices around the letter
+    ("C", r"(?:\{\s*\}|(?<![\w}]))[\^_]\s*" + _INDEX + r"\s*" + _LETTER_C + r"\s*_\s*" + _INDEX, _BINOMIAL),
+    ("C", _LETTER_C + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, _BINOMIAL),
     ("C", _LETTER_C + r"\s*\^\s*" + _INDEX + r"\s*_\s*" + _INDEX, r"\\binom{\2}{\1}"),
+    ("_", _UPRIGHT + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, r"\\frac{(\1)!}{(\1-\2)!}"),
+    ("prime", r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)" + _END + ")", lambda m: "'" * m.group().count("prime")),
+    ("(", r"(?<=\S)[\s,]*\(([^()]*[≠<>≤≥][^()]*)\)\s*$", r", \1"),
     ("{d}", r"\\(?:mathrm|text|operatorname)\s*\{d\}\s*(?=[a-zA-Z\\])", "d "),
     ("\\operatorname", r"\\operatorname\s*\{\s*(?:sen)\s*\}", r"\\sin "),
     ("\\operatorname", r"\\operatorname\s*\{\s*([cs])h\s*\}", lambda m: {"c": r"\cosh ", "s": r"\sinh "}[m.group(1)]),
@@ -167,6 +173,7 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     ("\\text", r"^\s*\\text\s*\{[^{}]*\b(?:is|are|equals|equal to|be|has|have|:)(?: approximately)?\s*:?\s*\}\s*(?=\S)",
      ""),
     ("\\text", r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
+    ("", r"^\s*(\\text\s*\{\s*)?(?:an?|[Tt]he)\s+(?=[a-z]{3})", r"\1"),
     ("", r"(?i)^\s*(?:\\text\s*\{\s*)?(?:option|choice|point|statement|answer)\s*\}?\s*(\(?[A-Z]\)?)\s*\}?\s*$", r"\1"),
 )  # fmt: skip
 
@@ -188,6 +195,8 @@ UNICODE = {
     "∣": "|", "≡": r"\equiv ", "…": r"\dots ", "⋯": r"\dots ", "⟨": r"\langle ", "⟩": r"\rangle ", "⁄": "/",
     "，": ",", "；": ";", "：": ":", "％": "%",
 }  # fmt: skip
+for _value, _character in enumerate("①②③④⑤⑥⑦⑧⑨⑩", start=1):
+    UNICODE[_character] = f"({_value}),"  # numbered statements, side by side
 for _character in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞":
     _top, _, _bottom = unicodedata.normalize("NFKC", _character).partition("⁄")
     UNICODE[_character] = rf"\frac{{{_top}}}{{{_bottom}}}"

@@ -31,7 +31,8 @@ _FUNCTION_SYNONYMS = {
 _NAMED = {"infty": "oo", "infinity": "oo", "inf": "oo", "Infinity": "oo", "oo": "oo", "pi": "pi"}
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
-    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell hbar imath jmath top odot oplus ast "
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell nabla partial "
+    "hbar imath jmath top odot oplus ast "
     "star prime circ".split()
 )
 _SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any mod".split())
@@ -149,6 +150,9 @@ class _Tokeniser:
                 # mathrm{e} and friends are names in upright type; a word in upright type is a word
                 self.scan(content, words=True)
                 return end + 1
+            if name in _BOLD and re.match(r"[ijk](?![A-Za-z])", text[position : position + 2]):
+                self.add("name", f"hat({text[position]})", spaced)
+                return position + 1
             return position
         if name in ("begin", "end"):
             end = _group_end(text, position) if text[position : position + 1] == "{" else -1
