@@ -96,6 +96,7 @@ def same_families(a: list[Node], b: list[Node], meter: Meter) -> bool:
     """
     mp = context(LOW_DIGITS)
     found = []
+    offsets: list[Any] = []
     window = mp.inf
     for items in (a, b):
         values: list[Any] = []
@@ -107,11 +108,12 @@ def same_families(a: list[Node], b: list[Node], meter: Meter) -> bool:
                 return False
             if any(mp.im(v) != 0 for v in row):
                 return False
+            offsets.append(abs(row[len(_INTEGERS) // 2]))
             if names:
                 window = min(window, max(row), -min(row))
             values += row
         found.append(values)
-    if window <= 0 or window == mp.inf:
+    if window <= 0 or window == mp.inf or max(offsets) >= window * mp.mpf("0.9"):
         return False
     seen = [sorted(v for v in values if abs(v) < window * mp.mpf("0.9")) for values in found]
     merged = [[v for i, v in enumerate(row) if i == 0 or v - row[i - 1] > window * mp.mpf(10) ** -15] for row in seen]

@@ -17,7 +17,7 @@ from falcon_h1r.verifier.kinds import (
     value_symbols,
     with_conditions,
 )
-from falcon_h1r.verifier.parameters import function_arguments, opened, renamed, renamings
+from falcon_h1r.verifier.parameters import function_arguments, names_a_sequence, opened, renamed, renamings
 from falcon_h1r.verifier.realset import SetBuilder, same_set
 from falcon_h1r.verifier.rewrite import (
     as_matrix,
@@ -37,6 +37,7 @@ from falcon_h1r.verifier.tree import Node, NotationError, NotNumeric, Undefined,
 
 __all__ = ["UNREADABLE", "Comparison", "NeedsAlgebra"]
 
+_OTHERWISE = ("otherwise", "else")
 _UNKNOWNS = frozenset("xyz")  # what a condition is about, rather than a parameter of it
 _PARAMETER_VALUES = (
     (Fraction(1, 3), Fraction(7, 2)), (Fraction(5, 2), Fraction(9, 2)), (Fraction(-7, 4), Fraction(3, 4)),
@@ -51,18 +52,28 @@ class Comparison(ScalarComparison):
     # ------------------------------------------------------------------ whole answers
     def answers(self, prediction: Node, gold: Node) -> bool:
         """Whether two whole answers are the same, with what they declare about their variables."""
-        prediction, free, integers = opened(prediction)
-        gold, gold_free, gold_integers = opened(gold)
+        prediction, free, domain = opened(prediction)
+        gold, gold_free, gold_domain = opened(gold)
         prediction, conditions = with_conditions(with_coordinates(prediction))
         gold, gold_conditions = with_conditions(with_coordinates(gold))
         if conditions and gold_conditions and not self.same(_conjunction(conditions), _conjunction(gold_conditions)):
             return False
+        if bool(conditions) != bool(gold_conditions) and free_symbols(_conjunction(conditions + gold_conditions)) & (
+            free | gold_free
+        ):
+            return False  # a parameter with a value left out
         self.assumptions = (*conditions, *gold_conditions)
-        self.integers = integers | gold_integers
-        if self.integers and self.families(prediction, gold):
-            return True
+        whole = [
+            names if kind in ("Z", "N") else frozenset() for names, kind in ((free, domain), (gold_free, gold_domain))
+        ]
+        self.integers = whole[0] | whole[1]
+        if self.integers and not names_a_sequence(prediction) and not names_a_sequence(gold):
+            if domain and gold_domain and domain != gold_domain:
+                return False
+            if "N" not in (domain, gold_domain) and self.families(prediction, gold):
+                return True
         for names in renamings(value_symbols(prediction), value_symbols(gold), free, gold_free, prediction, gold):
-            self.integers = self.integers | {names[name] for name in names if name in integers}
+            self.integers = self.integers | {names[name] for name in names if name in whole[0]}
             if self.same(renamed(prediction, names), gold):
                 return True
         return self.same(prediction, gold)
@@ -191,18 +202,22 @@ class Comparison(ScalarComparison):
     def pieces(self, prediction: Node, gold: Node) -> bool:
         """Each value holds under the same condition; "otherwise" is whatever condition is left."""
         self.reach("structure")
+        if len(prediction.args) != len(gold.args):
+            return False
         left = list(gold.args)
-        for value, condition in (row.args for row in prediction.args):
-            partners = (r for r in left if self.same(value, r.args[0]) and self.same_condition(condition, r.args[1]))
+        rest: list[Node] = []
+        for row in prediction.args:
+            value, condition = row.args
+            partners = (r for r in left if self.same(condition, r.args[1]) and self.same(value, r.args[0]))
             partner = next(partners, None)
             if partner is None:
-                return False
-            left.remove(partner)
-        return not left
-
-    def same_condition(self, a: Node, b: Node) -> bool:
-        """Whether two conditions of cases agree."""
-        return self.same(a, b) or any(n.op == "text" and n.name in ("otherwise", "else") for n in (a, b))
+                rest.append(row)
+            else:
+                left.remove(partner)
+        if not rest:
+            return True
+        otherwise = any(row.args[1].op == "text" and row.args[1].name in _OTHERWISE for row in (*rest, *left))
+        return len(rest) == 1 and otherwise and self.same(rest[0].args[0], left[0].args[0])
 
     def vectors(self, prediction: Node, gold: Node) -> bool:
         """Tuples and matrices by entries in order; brackets of a pair count, it may be an interval."""
@@ -296,6 +311,7 @@ class Comparison(ScalarComparison):
 
 
 def _conjunction(conditions: tuple[Node, ...]) -> Node:
+    """Conditions as one."""
     return conditions[0] if len(conditions) == 1 else Node("list", conditions, name="and")
 
 

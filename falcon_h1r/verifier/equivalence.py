@@ -13,14 +13,14 @@ from falcon_h1r.verifier.compare import UNREADABLE, Comparison, NeedsAlgebra
 from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.notation import clean_parts, compact
 from falcon_h1r.verifier.parse_answer import parse_answer
-from falcon_h1r.verifier.sequences import writes_out
+from falcon_h1r.verifier.remarks import Remark
 from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, NotationError
 from falcon_h1r.verifier.units import is_plain_number, without_unit
 
 _MULTIPLE_CHOICE = "ABCDEFGHIJ"
 _LOOSE_DIVISION = re.compile(r"/\s*(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\w|\{[^{}]*\}))?\s*(?:\\[a-zA-Z]|[A-Za-z(])")
 _OPTION_VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf|bf)\s*)?\{?\s*(\([A-J]\)|[A-J][).])\s*\}?\s*(\S.*)")
-_OPTION_PREFIX = re.compile(r"\{?\(?([A-J])[).:]\}?(?=[^\s)}])")
+_OPTION_PREFIX = re.compile(r"\{?(?:\(([A-J])\)|([A-J])[).])\}?(?=[^\s)}=])(?!.*\([A-J]\))")
 
 
 @lru_cache(maxsize=256)
@@ -36,8 +36,7 @@ def _parsed(answer: str, join_thousands: bool, tight_division: bool = False) -> 
 def string_forms(answer: str) -> tuple[str, str]:
     """(cleaned, compact) forms of an answer."""
     value, remark = clean_parts(answer)
-    cleaned = f"{value}, {remark}" if writes_out(remark) else value
-    return cleaned, compact(cleaned)
+    return value, compact(value) + remark.text
 
 
 def readings(answer: str) -> list[Node]:
@@ -61,11 +60,40 @@ def is_text(answer: str) -> bool:
     return "\\" not in cleaned and letters >= max(2, len(cleaned) // 2)
 
 
+_OPPOSITES = re.compile(
+    r"(?i)\b(increase|decrease|gain|loss|profit|north|south|east|west|left|right|up|down|am|pm|clockwise|"
+    r"counter-?clockwise|above|below)\b|°\s*(?:\\(?:text|mathrm)\s*\{\s*)?([NSEW])\b"
+)
+
+
+_COUNTED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\\(?:text|mathrm)\s?\{\s?([a-zA-Z]{3,})")  # 3 boys and 2 girls
+
+
+@lru_cache(maxsize=1024)
+def _said_beside(answer: str) -> tuple[Remark, frozenset[str], dict[str, str]]:
+    """(remark, directions, what is counted by number) of an answer."""
+    value, remark = clean_parts(answer)
+    directions = frozenset(match.group().lower() for match in _OPPOSITES.finditer(value))
+    return remark, directions, {match.group(2): match.group(1) for match in _COUNTED.finditer(value)}
+
+
+def _contradicting(answer: str, gold: str) -> bool:
+    """Whether remarks, directions or assigned counts exclude each other, so that equal values would not be equal
+    answers.
+    """
+    if max(len(answer), len(gold)) > MAX_ANSWER_CHARS:
+        return False
+    (remark, directions, counts), (gold_remark, gold_directions, gold_counts) = _said_beside(answer), _said_beside(gold)
+    if remark.contradicts(gold_remark) or (directions and gold_directions and directions != gold_directions):
+        return True
+    return len(counts) > 1 and counts.keys() == gold_counts.keys() and counts != gold_counts
+
+
 def _option_letter(compacted: str) -> str:
     """The letter of (C), C. and "C) 12"; "" for anything else."""
     prefix = _OPTION_PREFIX.match(compacted)
     if prefix:
-        return prefix.group(1)
+        return prefix.group(1) or prefix.group(2)
     stripped = compacted.strip("()[]{}. ")
     if len(stripped) == 1 and stripped.upper() in _MULTIPLE_CHOICE and stripped.isalpha():
         return stripped.upper()
@@ -75,7 +103,7 @@ def _option_letter(compacted: str) -> str:
 def _option_value(answer: str) -> str:
     """What stands behind the letter of (B) 12; "" where there is no letter, or nothing behind it."""
     match = _OPTION_VALUE.fullmatch(string_forms(answer)[0]) if len(answer) <= MAX_ANSWER_CHARS else None
-    return match.group(2) if match else ""
+    return match.group(2).rstrip("} ") if match else ""
 
 
 def _option_letters(compacted: str) -> str:
@@ -95,7 +123,9 @@ def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
         return "normalised", "the normalised strings are equal"
     letter = _option_letter(key)
     if letter and letter == _option_letter(gold_key):
-        return "normalised", "the same option"
+        values = _option_value(answer), _option_value(gold)
+        if not all(values) or not all(map(is_plain_number, values)) or Fraction(values[0]) == Fraction(values[1]):
+            return "normalised", "the same option"
     letters = _option_letters(cleaned)
     if letters and letters == _option_letters(gold_cleaned) and "," in cleaned + gold_cleaned:
         return "normalised", "the same options"
@@ -118,6 +148,8 @@ def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictS
         return "wrong", "extract", "the box is empty"
     if settled := _same_strings(answer, gold):
         return "correct", *settled
+    if _contradicting(answer, gold):
+        return "wrong", "remark", "what is said beside the values differs"
     value, gold_value = _option_value(answer), _option_value(gold)
     if bool(value) != bool(gold_value) and not _option_letter(string_forms(answer if gold_value else gold)[1]):
         return judge(value or answer, gold_value or gold, algebra)  # 12 for (B) 12

@@ -57,10 +57,10 @@ class ExactEvaluator:
         if node.op == "degree":
             return self.reduce(node.args[0])
         if node.op == "func":
-            values = [self.value(arg) for arg in node.args]
-            exact = [v for v in values if v is not None]
-            result = self.function(node.name, exact) if len(exact) == len(values) else None
-            return (result, "") if result is not None else (None, self.compound(node.name, node.args))
+            reduced = [self.reduce(arg) for arg in node.args]  # once: nested functions would double it at each level
+            exact = [value for value, _ in reduced if value is not None]
+            result = self.function(node.name, exact) if len(exact) == len(reduced) else None
+            return (result, "") if result is not None else (None, f"{node.name}({', '.join(map(_show, reduced))})")
         if node.op == "chain":
             return None, self.chain(node)
         if node.op in ("set", "list", "union", "inter"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 
 from falcon_h1r.verifier.rewrite import expand_signs, is_equation, is_name, without_label
 from falcon_h1r.verifier.tree import Node, free_symbols
@@ -19,7 +20,11 @@ def same_function_label(a: Node, b: Node) -> bool:
     if a.args[0].op != "sym" or b.args[0].op != "sym":
         return False
     names = [a.args[0].name, b.args[0].name]
+    if all(re.fullmatch(r"[A-Za-z]+_[a-z]", name) for name in names):  # a_n and a_m are one sequence
+        return names[0][:-1] == names[1][:-1]
     arguments = [name.partition("(")[2].rstrip(")") for name in names]
+    if all(arguments) and any("|" in argument for argument in arguments):
+        return names[0] == names[1]  # P(A|B) is not P(B|A)
     return any(arguments) and names[0] not in arguments and names[1] not in arguments
 
 

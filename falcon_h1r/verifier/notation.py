@@ -7,11 +7,12 @@ import unicodedata
 from functools import lru_cache
 
 from falcon_h1r.verifier.extract import unwrap_boxes
-from falcon_h1r.verifier.remarks import builder_family, split_remark, whole_answer
-from falcon_h1r.verifier.spellings import CURRENCIES, REWRITES, SUPERSCRIPT_RUN, SUPERSCRIPTS, TRANSLATION
+from falcon_h1r.verifier.remarks import Remark, builder_family, split_remark, whole_answer
+from falcon_h1r.verifier.spellings import CURRENCIES, REWRITES, TRANSLATION, with_scripts
 
 _INVISIBLE = frozenset(("Cf", "Cc", "Cs", "Co", "Cn"))
 _THOUSANDS = re.compile(r"(?<![\d.,^_])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
+_INDIAN_GROUPS = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?")  # 3,00,000
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,^_/])([1-9]\d{0,2})((?: \d{3})+)(?![\d/]| \d)")
 _INTERVAL = re.compile(
     r"(?<!\\sqrt)([\[\]])(?!\{)(\s*[^\[\]()\s,;][^\[\]()]*[,;][^\[\]()]*[^\[\]()\s,;]\s*)(?<!\\sqrt)([\[\]])(?!\{)"
@@ -23,6 +24,8 @@ def _join_thousands(text: str) -> str:
     """Thousands separators removed outside brackets; inside, (312,123) is a pair."""
     if not re.search(r"\d[, ]\d{3}", text):
         return text
+    if _INDIAN_GROUPS.fullmatch(text):
+        return text.replace(",", "")
     out: list[str] = []
     depth = 0
     inside_command = False  # in \frac{1,000}{3} a comma lists nothing
@@ -45,7 +48,7 @@ def _with_round_brackets(match: re.Match[str]) -> str:
     return ("(" if low == "]" else low) + body + (")" if high == "[" else high)
 
 
-def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, str]:
+def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, Remark]:
     """(value, remark) of an answer in few ways of writing; the value is what the tokeniser reads."""
     text, remark = _rewritten(answer)
     if join_thousands:
@@ -56,12 +59,12 @@ def clean_parts(answer: str, join_thousands: bool = True) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=1024)
-def _rewritten(answer: str) -> tuple[str, str]:
+def _rewritten(answer: str) -> tuple[str, Remark]:
     text = unwrap_boxes(answer)
     if _ESCAPED_TWICE.search(text) and ("\\begin" not in text or "\\\\begin" in text):
         text = _ESCAPED_TWICE.sub(r"\\", text)
     if not text.isascii():
-        text = SUPERSCRIPT_RUN.sub(lambda m: "^{" + m.group().translate(SUPERSCRIPTS) + "}", text)
+        text = with_scripts(text)
         text = unicodedata.normalize("NFKC", text.translate(TRANSLATION)).translate(TRANSLATION)
         text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "\n\t")
     text = " ".join(text.split())
@@ -86,6 +89,7 @@ def compact(cleaned: str) -> str:
     key = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|rm|bf)(?![A-Za-z])\s*", "", cleaned)
     key = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", key)
     key = re.sub(r"\{\s*([A-Za-z0-9])\s*\}", r"\1", key)
-    # a space that ends a command's name is needed, every other one is not
-    key = re.sub(r"(\\[A-Za-z]+) +(?=[A-Za-z])", r"\1" + "\0", key).replace(" ", "").replace("\0", " ")
+    # a space that ends a command's name or stands between digits is needed, every other one is not
+    key = re.sub(r"(\\[A-Za-z]+|\d) +(?=[A-Za-z\d])(?:(?<!\d )|(?=\d))", r"\1" + "\0", key)
+    key = key.replace(" ", "").replace("\0", " ")
     return key.lower() if re.fullmatch(r"[A-Za-z]{2,}[A-Za-z .,']*", key) else key

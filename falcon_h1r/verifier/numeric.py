@@ -262,7 +262,7 @@ _TRIGONOMETRIC = frozenset("sin cos tan cot sec csc".split())
 _GROWING = frozenset("sinh cosh tanh coth sech csch floor ceil".split())
 _MPMATH_NAMES = {
     "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "arcsec": "asec",
-    "arccsc": "acsc", "arcsinh": "asinh",
+    "arccsc": "acsc", "arccoth": "acoth", "arcsech": "asech", "arccsch": "acsch", "arcsinh": "asinh",
     "arccosh": "acosh", "arctanh": "atanh", "abs": "fabs", "binom": "binomial", "factorial2": "fac2",
     "gamma": "gamma", "zeta": "zeta", "sgn": "sign", "Re": "re", "Im": "im",
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 
 from falcon_h1r.verifier.rewrite import is_equation, substituted, without_label
@@ -15,17 +16,23 @@ _LINE_PARAMETERS = frozenset(("t", "s", "k", "lambda", "mu"))  # of the points o
 _POINTS = ("tuple", "list")
 
 
-def opened(node: Node) -> tuple[Node, frozenset[str], frozenset[str]]:
-    """(answer, declared parameters, those of them that are integers)."""
+def opened(node: Node) -> tuple[Node, frozenset[str], str]:
+    """(answer, declared parameters, their domain: Z, N, C for any other, "" for none)."""
     if node.op != "given":
-        return node, frozenset(), frozenset()
-    kind, _, names = node.name.partition(":")
-    declared = frozenset(names.split())
-    return node.args[0], declared, declared if kind == "Z" else frozenset()
+        return node, frozenset(), ""
+    domain, _, names = node.name.partition(":")
+    return node.args[0], frozenset(names.split()), domain
+
+
+def names_a_sequence(node: Node) -> bool:
+    """Whether an answer's label has an argument or an index, a_n or f(n): then its value is a function of that."""
+    return is_equation(node) and node.args[0].op == "sym" and any(c in node.args[0].name for c in "_(")
 
 
 def function_arguments(label: Node) -> list[str]:
-    """["x", "y"] of f(x, y); [] of any other label."""
+    """["x", "y"] of f(x, y), ["n"] of a_n; [] of any other label."""
+    if label.op == "sym" and re.fullmatch(r"[A-Za-z]+_[a-z]", label.name):
+        return [label.name[-1]]
     return label.name.partition("(")[2].rstrip(")").split(",") if label.op == "sym" and "(" in label.name else []
 
 
@@ -40,6 +47,17 @@ def function_parameters(node: Node) -> frozenset[str]:
 def renamed(node: Node, names: Mapping[str, str]) -> Node:
     """The tree with variables renamed."""
     return substituted(node, {old: Node("sym", name=new) for old, new in names.items()})
+
+
+def _are_constants(names: set[str], shared: frozenset[str]) -> bool:
+    """Whether these are usual letters for constants of integration beside these other variables.
+
+    A constant stands beside a variable in small type; a, b or A, B beside it say that it continues an alphabet.
+    """
+    if not names <= _CONSTANTS or not any(name.islower() for name in shared):
+        return False
+    lower_case = {name for name in names if name in ("c", "k")}
+    return not (lower_case and shared & {"a", "b", "m", "E"}) and not (names & _CAPITALS and shared & {*"ABCD"})
 
 
 def _bare(node: Node) -> set[str]:
@@ -70,9 +88,10 @@ def renamings(
     if len(own) != len(others) or not 0 < len(own) <= _MAX_RENAMED:
         return
     declared = set(own) <= free or set(others) <= gold_free
-    constants = {*own, *others} <= _CONSTANTS and not {*own, *others} & {*_bare(prediction), *_bare(gold)}
-    if {*own, *others} & _CAPITALS and not any(n.islower() for n in names & gold_names):  # A e^x, but not AB
-        constants = False
+    constants = _are_constants({*own, *others}, names & gold_names) and not {*own, *others} & {
+        *_bare(prediction),
+        *_bare(gold),
+    }
     lines = {*own, *others} <= _LINE_PARAMETERS and all(without_label(n).op in _POINTS for n in (prediction, gold))
     families = set(own) <= function_parameters(prediction) and set(others) <= function_parameters(gold)
     if not (declared or constants or families or lines):

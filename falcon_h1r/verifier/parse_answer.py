@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from falcon_h1r.verifier.kinds import is_set
 from falcon_h1r.verifier.notation import clean_parts
 from falcon_h1r.verifier.parse_expression import ExpressionParser
-from falcon_h1r.verifier.remarks import declared_parameters
+from falcon_h1r.verifier.rewrite import is_name, substituted
 from falcon_h1r.verifier.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
-from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError
+from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError, free_symbols
 
 RELATIONS = {
     "=": "=", "\\equiv": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"
@@ -68,8 +69,10 @@ class AnswerParser(ExpressionParser):
             if self.token.text in RELATIONS:
                 names.append(RELATIONS[self.advance().text])
                 sides.append(self.modulus(self.side()))
-            elif self.accept("\\approx"):
-                self.side()
+            elif self.accept("\\approx"):  # an exact value and its rounding, or a name and its value
+                rounded = self.side()
+                if len(sides) == 1 and is_name(sides[0]):
+                    sides, names = [sides[0], rounded], ["="]
             elif self.accept("\\iff", "\\implies", "\\Rightarrow"):
                 sides, names = [self.side()], []
             else:
@@ -246,7 +249,9 @@ class AnswerParser(ExpressionParser):
             elif self.accept("^"):
                 upper = self.exponent()
         if kind != "int":
-            return Node("big", (self.term(), lower, upper), name=f"{kind}:{variable}")
+            bound = f"#{self.depth}"  # whatever it is called
+            body = substituted(self.term(), {variable: Node("sym", name=bound)})
+            return Node("big", (body, lower, upper), name=f"{kind}:{bound}")
         self.open_integrals += 1
         body = self.expression()
         self.open_integrals -= 1
@@ -314,9 +319,10 @@ def parse_answer(answer: str, join_thousands: bool = True, tight_division: bool 
     if not cleaned:
         raise NotationError("empty")
     tree = AnswerParser(cleaned, tight_division).answer()
-    if remark and (written_out := enumerated(tree, remark)) is not None:
+    if remark.listing and (written_out := enumerated(tree, remark.listing)) is not None:
         return written_out
-    parameters, integers = declared_parameters(remark)
-    if not parameters:
+    if not remark.parameters:
         return tree
-    return Node("given", (tree,), name=("Z" if integers else "C") + ":" + " ".join(sorted(parameters)))
+    if remark.domain in "ZN" and is_set(tree) and free_symbols(tree) <= remark.parameters:  # 1 < x < 5, x whole
+        return Node("inter", (Node("sym", name=f"set:{remark.domain}"), tree))
+    return Node("given", (tree,), name=f"{remark.domain}:" + " ".join(sorted(remark.parameters)))

@@ -19,7 +19,12 @@ _STARTS_OPERAND = DECORATIONS | frozenset(_OPENERS.split())
 # Signs behind or before one operand nest the tree, each by one level.
 _MAX_POSTFIX = 20
 _MAX_SIGNS = 6
-_NOT_UNITS = ("am", "pm", "Am", "Pm", "to", "mod", "otherwise", "if", "when", "where", "as")
+# words that say something else than what was counted
+_NOT_UNITS = frozenset(
+    "am pm Am Pm AM PM to mod plus minus times over divided squared cubed factorial half dozen wrong not less more "
+    "otherwise if when where as but January February March April May June July August September October November "
+    "December".split()
+)
 
 
 class ExpressionParser(OperandParser):
@@ -75,6 +80,8 @@ class ExpressionParser(OperandParser):
                 divisors.append(self.signed_factor())
             elif self.token.kind == "word" and self.token.text not in _NOT_UNITS and factors[0].op != "text":
                 self.skip_unit()
+                if self.starts_factor():
+                    raise NotationError("a value behind a unit")
             elif self.starts_factor():
                 self.check_juxtaposition(divisors[-1] if divisors else factors[-1])
                 if self.tight_division and divisors and divisors[-1].op == "sym":

@@ -163,6 +163,11 @@ class OperandParser(NumeralParser):
             "arcsinh",
             "arccosh",
             "arctanh",
+            "arcsec",
+            "arccsc",
+            "arccoth",
+            "arcsech",
+            "arccsch",
         ):
             return Node("func", arguments, name="arc" + name)
         node = _apply(name, arguments)
@@ -221,6 +226,8 @@ class OperandParser(NumeralParser):
                 cells = []
             elif not self.accept("&"):
                 cells.append(self.expression())
+            elif self.token.text in ("&", "\\\\") or not cells:
+                raise NotationError("an empty cell")
         if self.advance().text != environment:
             raise NotationError("a matrix never ends")
         if cells:
@@ -232,6 +239,7 @@ class OperandParser(NumeralParser):
 
 def _drawn(decoration: str, name: str) -> str:
     """A decorated name; unit vectors are one thing under a hat, an arrow and in bold type."""
+    decoration = {"overline": "bar", "widehat": "hat", "overrightarrow": "vec"}.get(decoration, decoration)
     letter = name.removeprefix("hat(").removesuffix(")").replace("imath", "i").replace("jmath", "j")
     return f"hat({letter})" if letter in UNIT_VECTORS and decoration in ("hat", "vec") else f"{decoration}({name})"
 

@@ -20,6 +20,7 @@ _RANGES = ((0.2, 1.4), (1.0, 4.0), (-3.0, 3.0), (-1.5, 1.5), (4.0, 12.0))
 _NUM_INTEGER_POINTS = 3
 _NUM_MIXED_POINTS = 6
 _ENOUGH_POINTS = len(_RANGES) + _NUM_INTEGER_POINTS
+_MAX_BREAKS = 6  # constants around which cases are looked at
 _CONFIRMED_POINTS = 3  # by many digits, against near identities
 
 
@@ -45,6 +46,31 @@ def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> lis
         for index, point in enumerate(found):
             point.update({n: math.floor(30 * _fraction_of(n, 200 + index)) - 9 for n in names & integers})
     return found
+
+
+def _is_root(node: Node) -> bool:
+    return node.op == "pow" and node.args[1].op == "num" and node.args[1].value.denominator == 2
+
+
+_BREAKING = ("abs", "max", "min", "sgn", "floor", "ceil")
+
+
+def breaking_points(names: frozenset[str], *trees: Node) -> list[dict[str, Any]]:
+    """Points beyond and between the constants of functions in pieces: |x - 30| changes its form at 30.
+
+    None where no such function is.
+    """
+    nodes = [node for tree in trees for node in tree.walk()]
+    if not any(node.op == "piecewise" or node.name in _BREAKING or _is_root(node) for node in nodes):
+        return []
+    constants = sorted({abs(node.value) for node in nodes if node.op == "num" and abs(node.value) < 10**6})
+    reach = float(constants[-1]) if constants else 1.0
+    values = [3 * reach + 1.7, -3 * reach - 2.3]
+    if any(node.op == "piecewise" for node in nodes):
+        values += [
+            sign * float(c) + step for c in constants[:_MAX_BREAKS] for sign in (1, -1) for step in (-0.5, 0, 0.5)
+        ]
+    return [dict.fromkeys(names, value) for value in values]
 
 
 def positive_points(names: frozenset[str]) -> list[dict[str, Any]]:
@@ -106,10 +132,13 @@ def same_function(
     writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
     for real_only in (False,) if writes_i or not names else (True, False):
         answers: list[bool] = []
-        for point in points(names, integers):
+        pieces = breaking_points(names, a, b) if names else []
+        for point in [{n: round(v) if n in integers else v for n, v in p.items()} for p in pieces] + points(
+            names, integers
+        ):
             if not all(_holds(assumption, point, meter) for assumption in assumptions):
                 continue
-            if len(answers) >= _ENOUGH_POINTS:
+            if len(answers) >= _ENOUGH_POINTS + len(pieces):
                 break
             answer = same_value(a, b, point, real_only, meter, confirm=len(answers) < _CONFIRMED_POINTS)
             if answer is False:

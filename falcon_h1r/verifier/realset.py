@@ -134,6 +134,10 @@ class SetBuilder:
             rest = tuple(a for a in node.args if a not in whole)
             members = self.conditions(Node("list", rest, name=node.name))
             return self.whole_numbers(members, natural=any(a.args[1].name != "set:Z" for a in whole))
+        first, rest = node.args[0], node.args[1:]
+        if rest and first.op == "chain" and first.name == "!=" and not any(map(free_symbols, rest)):  # x ≠ 1, 2
+            others = (Node("chain", (first.args[0], a), name="!=") for a in rest)
+            return self.conditions(Node("list", (first, *others), name="and"))
         parts = [self.build(a) for a in node.args]
         if len({frozenset(free_symbols(a)) for a in node.args}) != 1:
             raise NotNumeric("conditions on several variables")

@@ -19,6 +19,7 @@ from falcon_h1r.verifier.tree import (
 _MAX_SIGNS = 6
 _MAX_MATRIX_CELLS = 150
 _MAX_DETERMINANT = 4
+_MAX_POWER = 8
 
 
 # ---------------------------------------------------------------------- labels
@@ -172,6 +173,16 @@ def evaluate_matrices(node: Node) -> Node:
         return determinant([list(row.args) for row in args])
     if node.op == "func" and node.name in ("det", "abs") and args[0].op == "matrix":
         return determinant([list(row.args) for row in args[0].args])
+    if (
+        node.op == "pow"
+        and args[0].op == "matrix"
+        and args[1].op == "num"
+        and args[1].value in range(1, _MAX_POWER + 1)
+    ):
+        power = args[0]
+        for _ in range(int(args[1].value) - 1):
+            power = _multiply(power, args[0])
+        return power
     if node.op == "mul":
         product = args[0]
         for factor in args[1:]:

@@ -42,8 +42,11 @@ def index_names(*trees: Node) -> bool:
 
 
 def arbitrary_constants(a: Node, b: Node) -> frozenset[str]:
-    """Constants of integration that both sums end in."""
-    return frozenset(("C", "c", "K")) & free_symbols(a) & free_symbols(b) if a.op == b.op == "add" else frozenset()
+    """Constants of integration that both sums end in; a letter in a row of letters, a + b + c, is none."""
+    names = free_symbols(a) & free_symbols(b)
+    if a.op != "add" or b.op != "add" or names & {"a", "b", "A", "B"} or len(names) < 2:
+        return frozenset()
+    return names & {"C", "c", "K"}
 
 
 class NeedsAlgebra(Exception):
@@ -176,11 +179,14 @@ class ScalarComparison:
             return True
         if close_constants(prediction, gold, within_digits, meter):
             return True
-        if any(same_up_to_constant(prediction, gold, name, meter) for name in arbitrary_constants(prediction, gold)):
+        constants = arbitrary_constants(prediction, gold)
+        if any(same_up_to_constant(prediction, gold, name, meter) for name in constants):
             return True
         if same_where_positive(prediction, gold, meter):
             return True
-        if index_names(prediction, gold) and same_expression(prediction, gold, meter, free_symbols(gold)):
+        if index_names(prediction, gold) and same_expression(
+            prediction, gold, meter, free_symbols(prediction) | free_symbols(gold)
+        ):
             return True
         if any(n.op == "func" and n.name == "log" and len(n.args) == 1 for t in (prediction, gold) for n in t.walk()):
             decimal = [with_decimal_logarithms(n) for n in (prediction, gold)]

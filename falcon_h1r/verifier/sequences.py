@@ -73,16 +73,11 @@ def _label(item: Node) -> str:
 _INDEX_VALUES = re.compile(r"\W{0,20}(?:for )?([a-zA-Z])\s*(?:=|\\in\s*\\\{)\s*([-\d,\s]+)(?:\\\})?")
 
 
-def writes_out(remark: str) -> bool:
-    """Whether a remark lists more answers than the one before it."""
-    return "permutation" in remark or _INDEX_VALUES.fullmatch(remark) is not None
-
-
-def enumerated(node: Node, remark: str) -> Node | None:
-    """An answer whose remark says how to write it out: "k = 0, 1, 2" or "and its permutations"."""
-    if "permutation" in remark:
-        return _permuted(node, cyclic="cyclic" in remark)
-    match = _INDEX_VALUES.fullmatch(remark)
+def enumerated(node: Node, listing: str) -> Node | None:
+    """An answer written out as a remark says: "k = 0, 1, 2" or "and its permutations"."""
+    if "permutation" in listing:
+        return _permuted(node, cyclic="cyclic" in listing)
+    match = _INDEX_VALUES.fullmatch(listing)
     if match is None:
         return None
     name = match.group(1)

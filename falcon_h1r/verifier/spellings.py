@@ -19,7 +19,19 @@ _LETTER_C = r"(?:\\(?:mathrm|text)\s*\{\s*C\s*\}|(?<![A-Za-z\\])C)"
 _INDEX = r"(\{\s*\w+\s*\}|\w)"  # of a letter
 _UPRIGHT = r"\\(?:mathrm|text)\s*\{\s*[AP]\s*\}"
 _MINUTE = r"(?:'|\^\s*\{?\s*\\prime\s*\}?|′)"
+# words in a sentence before a value that make it another value
+_CHANGING = (
+    r"(?:\b(?:not|cannot|never|no|wrong|incorrect|twice|thrice|double|half|opposite|negative|reciprocal|inverse|less|"
+    r"more|than|minus|plus|sum|times|square|root)\b|n't)"
+)
 _MAX_REPEATED = 9_999  # digits under a brace
+
+
+def _combination(match: re.Match[str]) -> str:
+    """C_5^2 as a binomial, unless C_1 says that C with an index is a constant."""
+    n, k = (part.strip("{} ") for part in match.groups())
+    constant = re.search(r"C_\{?1\}?(?!\d)", match.string) or (n.isdigit() and k.isdigit() and int(n) < int(k))
+    return match.group() if constant else rf"\binom{{{n}}}{{{k}}}"
 
 
 def _in_degrees(match: re.Match[str]) -> str:
@@ -30,6 +42,13 @@ def _in_degrees(match: re.Match[str]) -> str:
 def _repeated_digit(match: re.Match[str]) -> str:
     digit, count = match.groups()
     return f"({digit}(10^{{{count}}}-1)/9)" if int(count) <= _MAX_REPEATED else match.group()
+
+
+def _ordinal(match: re.Match[str]) -> str:
+    """12th as 12; 2st is a product."""
+    count, ending, rest = match.groups()
+    right = {"1": "st", "2": "nd", "3": "rd"}.get(count[-1], "th") if count[-2:-1] != "1" else "th"
+    return count + rest if ending == right else match.group()
 
 
 def _power_of_ten(match: re.Match[str]) -> str:
@@ -66,8 +85,9 @@ _LAYOUT: tuple[tuple[str, str, Replacement], ...] = (
 _NUMERALS: tuple[tuple[str, str, Replacement], ...] = (
     ("{,}", r"(\d)\{,\}(?=\d{3}(?!\d))(?<!(?<!\d)0\{,\})", r"\1"),
     ("\\!", r"(\d)\s*,\s*\\!\s*(?=\d{3}(?!\d))", r"\1"),
-    ("\\", r"(\d)(?:\\[,;: ]\s?)(?=\d{3}(?!\d))", r"\1"),
-    ("\\", r"(?<!\\)\\(?:[,;:!> ]|(?:quad|qquad|enspace|thinspace|hfill|newline|nobreak)" + _END + ")", " "),
+    ("\\", r"(\d)(?:\\[,;: ]\s*)(?=\d{3}(?!\d))", r"\1"),
+    ("\\!", r"\\!", ""),
+    ("\\", r"(?<!\\)\\(?:[,;:> ]|(?:quad|qquad|enspace|thinspace|hfill|newline|nobreak)" + _END + ")", " "),
     ("~", "~", " "),
     ("{", r"\{([:;.])\}", r"\1"),
     # a decimal comma: in braces, before a currency, behind thousands' points
@@ -76,7 +96,6 @@ _NUMERALS: tuple[tuple[str, str, Replacement], ...] = (
     (",", r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d+)(?![\d.,])", r"\1\2.\3"),
     ("'", r"(?<![\d'])(\d{1,3})'(\d{3})(?:'(\d{3}))?(?:'(\d{3}))?(?![\d'])",
      lambda m: "".join(part or "" for part in m.groups())),
-    (",", r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])", lambda m: m.group().replace(",", "")),  # 3,00,000
     ("E", r"(\d)\s*\\(?:mathrm|text)\s*\{\s*E\s*\}\s*\{?\s*([-+]?\d+)\s*\}?", r"\1e\2"),
     ("underbrace", r"\\underbrace\s*\{\s*(\d)(?:\s*\1)*\s*(?:\\[lc]?dots)\s*(?:\1\s*)*\}\s*_\s*\{?\s*(\d+)[^{}]*"
      r"(?:\{[^{}]*\})?\s*\}?", _repeated_digit),
@@ -136,7 +155,7 @@ _SYMBOLS: tuple[tuple[str, str, Replacement], ...] = (
     ("mapsto", r"^\s*(?:[a-zA-Z]\s*:)?\s*([a-zA-Z])\s*\\mapsto\s*", r"f(\1)="),
     # combinations and permutations with indices around the letter
     ("C", r"(?:\{\s*\}|(?<![\w}]))[\^_]\s*" + _INDEX + r"\s*" + _LETTER_C + r"\s*_\s*" + _INDEX, _BINOMIAL),
-    ("C", _LETTER_C + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, _BINOMIAL),
+    ("C", _LETTER_C + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, _combination),
     ("C", _LETTER_C + r"\s*\^\s*" + _INDEX + r"\s*_\s*" + _INDEX, r"\\binom{\2}{\1}"),
     ("_", _UPRIGHT + r"\s*_\s*" + _INDEX + r"\s*\^\s*" + _INDEX, r"\\frac{(\1)!}{(\1-\2)!}"),
     ("prime", r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|(\\prime)" + _END + ")", lambda m: "'" * m.group().count("prime")),
@@ -162,16 +181,25 @@ _PROGRAMS: tuple[tuple[str, str, Replacement], ...] = (  # printouts of sympy, n
 
 _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     # ordinals: 12th, 5^{th}
-    ("", r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:" + _TEXT + r")?(?:st|nd|rd|th)" + _END + r"\s*\}*", ""),
-    (":", r"(?i)(?<=:\d\d)\s*(?:" + _TEXT + r")?(a|p)\.?\s?m\b\.?\s*\}?", r" \\text{\1m}"),
-    ("(", r"(?<=\S)\s*\\text\s*\{\s*\([^{}()]*\)\s*\}\s*$", ""),
-    ("", r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\s*\{\s*)?[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+\s*\}?\s*$", ""),
+    ("", r"^\s*(\d+)\s*(?:\^\s*\{?\s*)?(?:" + _TEXT + r")?(st|nd|rd|th)" + _END + r"\s*\}*((?:\s+[a-z]+)*)\s*$",
+     _ordinal),
+    ("万", r"(\d)\s*万", r"\1 \\cdot 10^4"),
+    ("亿", r"(\d)\s*亿", r"\1 \\cdot 10^8"),
+    (":", r"(?i)(?<=:\d\d)\s*" + _TEXT + r"(a|p)\.?\s?m\b\.?\s*\}", r" \\text{\1m}"),
+    (":", r"(?i)(?<=:\d\d)\s*(a|p)\.?\s?m\b\.?", r" \1m"),
+    ("mod", r"\\text\s*\{\s*\(\s*mod(?:ulo)?\s+(\w+)\s*\)\s*\}", r"\\pmod{\1}"),
+    ("(", r"(?<=\S)\s*\\text\s*\{\s*\((?![^)]*\b(?:or|but|and|not|am|pm)\b)[a-z ]{3,}\)\s*\}\s*$", ""),
+    # a counter behind a number; 万 and its like multiply
+    ("", r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?![十百千万亿億半倍])[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+     r"\s*\}?\s*$", ""),
+    ("text", r"\.\s*\}\s*$", "}"),
     ("text", r"\\text\s*\{\s*(?:et|und)\s*\}", r"\\text{ and }"),
     ("text", r"\\text\s*\{\s*(?:ou|oder)\s*\}", r"\\text{ or }"),
     # what introduces the answer: an equals sign, a sentence, an article, the noun of a letter
     ("=", r"^\s*=\s*", ""),
-    ("\\text", r"^\s*\\text\s*\{[^{}]*\b(?:is|are|equals|equal to|be|has|have|:)(?: approximately)?\s*:?\s*\}\s*(?=\S)",
-     ""),
+    ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*\b(?:is|are|equals|equal to|be|has|have)"
+     r"(?: approximately)?\s*:?\s*\}\s*(?=\S)", ""),
+    ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*:\s*\}\s*(?=\S)", ""),
     ("\\text", r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
     ("", r"^\s*(\\text\s*\{\s*)?(?:an?|[Tt]he)\s+(?=[a-z]{3})", r"\1"),
     ("", r"(?i)^\s*(?:\\text\s*\{\s*)?(?:option|choice|point|statement|answer)\s*\}?\s*(\(?[A-Z]\)?)\s*\}?\s*$", r"\1"),
@@ -209,5 +237,13 @@ for _name in _GREEK:
     UNICODE[unicodedata.lookup(f"GREEK SMALL LETTER {_official}")] = f"\\{_name} "
     UNICODE[unicodedata.lookup(f"GREEK CAPITAL LETTER {_official}")] = f"\\{_name.capitalize()} "
 TRANSLATION = str.maketrans(UNICODE)
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
+_SCRIPTS = str.maketrans(_RAISED + _LOWERED, "0123456789+-n" * 2)
+_SCRIPT_RUN = re.compile(f"[{_RAISED}]+|[{_LOWERED}]+")
+
+
+def with_scripts(text: str) -> str:
+    """Raised and lowered characters as powers and indices."""
+    return _SCRIPT_RUN.sub(
+        lambda m: ("^" if m.group()[0] in _RAISED else "_") + "{" + m.group().translate(_SCRIPTS) + "}", text
+    )
