@@ -146,7 +146,8 @@ class WorkerPool:
                 return self._start(index)
             except (DeadlineMissed, WorkerLost, OSError) as error:
                 self._discard(index)
-                self._note_failed_start(error)
+                if self._note_failed_start(error):
+                    raise _CannotStart(self._start_error) from error
                 self._closing.wait(_BACKOFF_SECONDS)
         raise _CannotStart("the verifier was closed")
 
@@ -161,12 +162,13 @@ class WorkerPool:
             self.confinement = worker.confinement
         return worker
 
-    def _note_failed_start(self, error: Exception) -> None:
+    def _note_failed_start(self, error: Exception) -> bool:
+        """Count it; whether that was one too many."""
         with self._lock:
             self._start_error = str(error) or f"{type(error).__name__} after {START_SECONDS:g} s"
             self._failed_starts += _MAX_FAILED_STARTS if isinstance(error, DeadlineMissed) else 1  # once is long enough
             if self._closing.is_set() or self._failed_starts < _MAX_FAILED_STARTS:
-                return
+                return False
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             first, self._warned = not self._warned, True
         if first:
@@ -176,6 +178,7 @@ class WorkerPool:
                 self._start_error,
                 _RETRY_SECONDS,
             )
+        return True
 
     def _discard(self, index: int) -> None:
         with self._lock:
