@@ -28,6 +28,8 @@ PATIENCE = 60.0  # seconds for what should take one, on a loaded machine
 TASKS = """
 import os, signal, socket, subprocess, sys, time
 
+kept = []
+
 def play(what, *rest):
     if what == "sleep":
         time.sleep(rest[0])
@@ -43,6 +45,8 @@ def play(what, *rest):
                 os.write(descriptor, rest[0].encode())
             except OSError:
                 pass
+    if what == "keep":
+        kept.append(b"x" * rest[0])
     if what == "socket":
         socket.socket()
     if what == "process":
@@ -240,6 +244,24 @@ def test_a_worker_is_replaced_after_so_many_tasks(
         seen.update(one.process_ids())
     assert len(seen) >= 2 and one.num_lost_workers == one.num_deadline_kills == 0
     assert gone(sorted(seen - set(one.process_ids())))
+
+
+def test_a_worker_of_a_large_process_is_not_replaced_for_it(make_pool: Callable[..., WorkerPool]) -> None:
+    ballast = b"x" * (700 << 20)
+    one = make_pool(deadline_seconds=10.0)
+    pids = []
+    for _ in range(3):
+        assert one.submit(["ok"]).result(PATIENCE)[0] == "correct"
+        pids += one.process_ids()
+    assert len(pids) == 3 and len(set(pids)) == 1 and ballast
+
+
+def test_a_worker_that_has_grown_is_replaced(make_pool: Callable[..., WorkerPool]) -> None:
+    one = make_pool(deadline_seconds=10.0)
+    assert one.submit(["keep", 600 << 20]).result(PATIENCE)[0] == "correct"
+    assert one.process_ids() == []
+    assert one.submit(["ok"]).result(PATIENCE)[0] == "correct"
+    assert one.num_lost_workers == 0
 
 
 # ---------------------------------------------------------------------- coroutines and futures

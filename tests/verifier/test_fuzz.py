@@ -251,11 +251,15 @@ class Judged:
     seconds: float
 
     def __str__(self) -> str:
-        shown = [f"{text[:60]!r}...{len(text)}" for text in (self.prediction, self.gold)]
         return (
-            f"{self.seconds:.3f} s ({self.caller_seconds:.3f} in the caller) {self.kind}: {' | '.join(shown)} "
-            f"-> {self.verdict.status}, {self.verdict.stage}, {self.verdict.reason[:60]}"
+            f"{self.seconds:.3f} s ({self.caller_seconds:.3f} in the caller) {self.kind}: {self.prediction} | "
+            f"{self.gold} -> {self.verdict.status}, {self.verdict.stage}, {self.verdict.reason[:60]}"
         )
+
+
+def _shown(text: str) -> str:
+    """Enough to tell which string it was; kept whole, ten thousand of them would be what fills the memory."""
+    return ascii(text) if len(text) < 100 else f"{text[:50]!a}...{text[-20:]!a} ({len(text)})"
 
 
 def judge_all(verifier: Verifier, strings: Iterable[tuple[str, str]], rng: random.Random) -> list[Judged]:
@@ -269,7 +273,7 @@ def judge_all(verifier: Verifier, strings: Iterable[tuple[str, str]], rng: rando
             submitted = time.perf_counter()
             verdict = future.result(PATIENCE)
             end = time.perf_counter()
-            judged.append(Judged(kind, prediction, gold, verdict, submitted - start, end - start))
+            judged.append(Judged(kind, _shown(prediction), _shown(gold), verdict, submitted - start, end - start))
         verifier.submit(text, other).result(PATIENCE)  # not in a box
         canonical_answer(f"\\boxed{{{text}}}")
         check_gold(text)
