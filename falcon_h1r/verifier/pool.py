@@ -70,6 +70,7 @@ class WorkerPool:
         self._start_error = ""
         self._retry_at = 0.0
         self._finalizer = weakref.finalize(self, _abandon, self._tasks, self._threads, self._workers)
+        self._finalizer.atexit = False  # at exit the pool is closed, which also keeps it from starting anew
 
     def forget_after_fork(self) -> None:
         """In a forked child: the parent's threads are not here and its processes are not ours."""

@@ -20,6 +20,7 @@ from falcon_h1r.verifier.extract import extract_boxed
 from falcon_h1r.verifier.pool import WorkerPool
 from falcon_h1r.verifier.process import Result
 
+DEFAULT_DEADLINE_SECONDS = 1.5  # with what surrounds it, a verdict is there within two
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 _TASK = "falcon_h1r.verifier.equivalence:judge"
 _PRELOAD = ("falcon_h1r.verifier.algebra", "falcon_h1r.verifier.symbolic")
@@ -43,7 +44,7 @@ class Verifier:
     def __init__(
         self,
         num_workers: int = 1,
-        deadline_seconds: float = 2.0,
+        deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
         after_think: bool = False,
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     ) -> None:

@@ -292,7 +292,7 @@ def check(judged: list[Judged], verifier: Verifier) -> None:
 
 @pytest.fixture
 def verifier() -> Iterator[Verifier]:
-    with Verifier(2, deadline_seconds=SECONDS_PER_PAIR) as shared:
+    with Verifier(2) as shared:
         shared.submit(r"\boxed{\sqrt{8}}", r"2\sqrt{2}").result(PATIENCE)
         yield shared
 
