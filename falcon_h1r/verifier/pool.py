@@ -199,7 +199,8 @@ class WorkerPool:
                 return
             self._closing.set()
             threads = list(self._threads)
-            self._finalizer()
+            self._finalizer.detach()  # calling it does nothing once the interpreter is ending
+            _abandon(self._tasks, self._threads, self._workers)
         for thread in threads:
             if thread is not threading.current_thread():  # a callback of a future may close the pool
                 thread.join()
