@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
+import logging
 import os
 import queue
-import select
-import subprocess
 import sys
 import threading
 import time
@@ -16,91 +13,27 @@ import weakref
 from concurrent.futures import Future
 from typing import Any
 
-_START_SECONDS = 120.0  # imports on a loaded machine; not part of any deadline
+from falcon_h1r.verifier.process import START_SECONDS, DeadlineMissed, Result, WorkerLost, WorkerProcess
+
 _TASKS_PER_PROCESS = 5_000  # then a fresh one: sympy's caches only grow
-_BOOT = "import sys; sys.path[:] = {path!r}; from falcon_h1r.verifier.worker import main; main(sys.argv[1])"
+_MAX_FAILED_STARTS = 3  # in a row; then no task waits for a worker until the next try
+_RETRY_SECONDS = 30.0
+_BACKOFF_SECONDS = 0.2
 
-Result = tuple[str, str, str]  # status, stage, reason
+log = logging.getLogger(__name__)
 
-
-class _DeadlineMissed(Exception):
-    pass
-
-
-class _WorkerLost(Exception):
-    pass
+Task = tuple[list[Any], "Future[Result]"]
 
 
-class _WorkerProcess:
-    """One worker process and its two pipes."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _BOOT.format(path=settings["path"]), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"},
-            cwd="/",
-            start_new_session=True,  # the terminal's Ctrl-C is the parent's business
-        )
-        self.buffer = b""
-        self.num_tasks = 0
-
-    def receive(self, deadline_seconds: float) -> dict[str, Any]:
-        """The next line from the worker, as JSON."""
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        end = time.monotonic() + deadline_seconds
-        while b"\n" not in self.buffer:
-            left = end - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise _DeadlineMissed
-            chunk = os.read(descriptor, 1 << 16)
-            if not chunk:
-                raise _WorkerLost
-            self.buffer += chunk
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def ask(self, task_id: int, arguments: list[Any], deadline_seconds: float) -> Result:
-        """Send one task and wait for its result."""
-        assert self.process.stdin is not None
-        self.num_tasks += 1
-        request = json.dumps({"id": task_id, "arguments": arguments}) + "\n"
-        try:
-            self.process.stdin.write(request.encode())
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise _WorkerLost from error
-        reply = self.receive(deadline_seconds)
-        if reply.get("id") != task_id:
-            raise _WorkerLost
-        status, stage, reason = reply["result"]
-        return status, stage, reason
-
-    def kill(self) -> None:
-        """SIGKILL, and reap: no zombie and no open pipe stays."""
-        self.process.kill()
-        self.process.wait()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close this process's ends of the pipes; the worker ends when it reads the end of its input."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what was still buffered is for nobody
-                    pipe.close()
+class _CannotStart(Exception):
+    """No worker process can be had at present."""
 
 
 class WorkerPool:
     """Runs a module's function in worker processes; a missed deadline costs the process, never the caller.
 
-    Processes start with the first task and are driven by one thread each. Usable from any thread; a forked
-    child that inherits a pool gets an empty one, with processes of its own.
+    Processes start with the first task and are driven by one thread each. Usable from any thread; a forked child that
+    inherits a pool gets an empty one, with processes of its own. A pool that nobody refers to ends like a closed one.
     """
 
     def __init__(
@@ -116,87 +49,137 @@ class WorkerPool:
         self.settings = {
             "task": task,
             "preload": list(preload),
-            "path": list(sys.path),
+            "path": [os.path.abspath(entry) for entry in sys.path],  # a worker's current directory is /
             "memory_limit_bytes": memory_limit_bytes,
             "deadline_seconds": deadline_seconds,
         }
         self.num_deadline_kills = 0
         self.num_lost_workers = 0
+        self.confinement: tuple[str, ...] | None = None
+        self._warned = False
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._tasks: queue.SimpleQueue[tuple[list[Any], Future[Result]] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._workers: dict[int, _WorkerProcess] = {}
-        self._closed = False
+        self._workers: dict[int, WorkerProcess] = {}
+        self._closing = threading.Event()
+        self._failed_starts = 0
+        self._start_error = ""
+        self._retry_at = 0.0
+        self._finalizer = weakref.finalize(self, _abandon, self._tasks, self._threads, self._workers)
+        self._finalizer.atexit = False  # at exit the pool is closed, which also keeps it from starting anew
 
     def forget_after_fork(self) -> None:
         """In a forked child: the parent's threads are not here and its processes are not ours."""
+        self._finalizer.detach()
         for worker in self._workers.values():
-            worker.process.returncode = 0  # so that Popen does not wait for another process's child
-            worker.abandon()
+            worker.forget()
+        closed = self._closing.is_set()
         self._reset()
+        if closed:
+            self._closing.set()
 
     def submit(self, arguments: list[Any]) -> Future[Result]:
-        """Queue one task; its future never holds an exception."""
+        """Queue one task; its future never holds an exception and cannot be cancelled."""
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 raise ValueError("the verifier is closed")
-            if not self._threads:
-                for index in range(self.num_workers):
-                    thread = threading.Thread(target=self._serve, args=(index,), name=f"verifier-{index}", daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
-            self._tasks.put((arguments, future))
+            if self._threads or self._start_threads():
+                self._tasks.put((arguments, future))
+                return future
+        future.set_result(("undecided", "worker", "no thread could be started"))
         return future
 
-    def _serve(self, index: int) -> None:
-        """One thread: takes tasks, keeps one worker process alive to run them."""
-        task_id = 0
-        while (task := self._tasks.get()) is not None:
-            arguments, future = task
-            task_id += 1
-            future.set_result(self._run(index, task_id, arguments))
+    def _start_threads(self) -> bool:
+        """One to a worker, or as many as this process may have."""
+        for index in range(self.num_workers):
+            shared = (weakref.ref(self), index, self._tasks, self._workers)
+            thread = threading.Thread(target=_serve, args=shared, name=f"verifier-{index}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                break
+            self._threads.append(thread)
+        return bool(self._threads)
 
-    def _run(self, index: int, task_id: int, arguments: list[Any]) -> Result:
+    def run(self, index: int, arguments: list[Any]) -> Result:
+        """One task, by the process of this slot. Called by the slot's thread; raises nothing."""
         try:
             worker = self._worker(index)
-        except (_DeadlineMissed, _WorkerLost, OSError) as error:
+            result, fit = worker.ask(arguments, self.deadline_seconds)
+        except (_CannotStart, DeadlineMissed, WorkerLost) as error:
             self._discard(index)
-            return "undecided", "worker", f"no worker process could be started: {type(error).__name__}"
-        if worker is None:
-            return "undecided", "closed", "the verifier was closed"
-        try:
-            result = worker.ask(task_id, arguments, self.deadline_seconds)
-        except _DeadlineMissed:
+            return self._explain(error)
+        except Exception as error:  # a thread that ends would leave its tasks waiting for ever
             self._discard(index)
-            with self._lock:
-                self.num_deadline_kills += 1
-            return "undecided", "deadline", f"no verdict within {self.deadline_seconds:g} s"
-        except _WorkerLost:
-            self._discard(index)
-            with self._lock:
-                self.num_lost_workers += 1
-            return "undecided", "worker", "the worker process died"
-        if result[1] == "memory" or worker.num_tasks >= _TASKS_PER_PROCESS:
+            return "undecided", "worker", f"{type(error).__name__}: {error}"[:200]
+        if not fit or worker.num_tasks >= _TASKS_PER_PROCESS:
             self._discard(index)
         return result
 
-    def _worker(self, index: int) -> _WorkerProcess | None:
-        """The live process of this slot, started if there is none; None once the pool is closed."""
+    def _explain(self, error: Exception) -> Result:
         with self._lock:
-            if self._closed:
-                return None
-            worker = self._workers.get(index)
-            if worker is not None:
-                return worker
-            worker = self._workers[index] = _WorkerProcess(self.settings)
-        worker.receive(_START_SECONDS)
+            if self._closing.is_set():
+                return _CLOSED
+            if isinstance(error, DeadlineMissed):
+                self.num_deadline_kills += 1
+                return "undecided", "deadline", f"no verdict within {self.deadline_seconds:g} s"
+            if isinstance(error, WorkerLost):
+                self.num_lost_workers += 1
+                return "undecided", "worker", f"the worker process died: {error}"
+        return "undecided", "worker", f"no worker process could be started: {error}"
+
+    # ------------------------------------------------------------------ processes
+    def _worker(self, index: int) -> WorkerProcess:
+        """The live process of this slot, started if there is none; a few attempts, then _CannotStart for a while."""
+        while not self._closing.is_set():
+            with self._lock:
+                if (worker := self._workers.get(index)) is not None:
+                    return worker
+                if self._failed_starts >= _MAX_FAILED_STARTS and time.monotonic() < self._retry_at:
+                    raise _CannotStart(self._start_error)
+            try:
+                return self._start(index)
+            except (DeadlineMissed, WorkerLost, OSError) as error:
+                self._discard(index)
+                if self._note_failed_start(error):
+                    raise _CannotStart(self._start_error) from error
+                self._closing.wait(_BACKOFF_SECONDS)
+        raise _CannotStart("the verifier was closed")
+
+    def _start(self, index: int) -> WorkerProcess:
+        with self._lock:
+            if self._closing.is_set():
+                raise _CannotStart("the verifier was closed")
+            worker = self._workers[index] = WorkerProcess(self.settings)
+        worker.wait_until_ready()
+        with self._lock:
+            self._failed_starts = 0
+            self.confinement = worker.confinement
         return worker
+
+    def _note_failed_start(self, error: Exception) -> bool:
+        """Count it; whether that was one too many."""
+        with self._lock:
+            self._start_error = str(error) or f"{type(error).__name__} after {START_SECONDS:g} s"
+            self._failed_starts += _MAX_FAILED_STARTS if isinstance(error, DeadlineMissed) else 1  # once is long enough
+            if self._closing.is_set() or self._failed_starts < _MAX_FAILED_STARTS:
+                return False
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            first, self._warned = not self._warned, True
+        if first:
+            log.warning(
+                "the verifier's worker processes do not start (%s): pairs that need algebra are undecided; "
+                "the next attempt is in %g s",
+                self._start_error,
+                _RETRY_SECONDS,
+            )
+        return True
 
     def _discard(self, index: int) -> None:
         with self._lock:
@@ -207,23 +190,52 @@ class WorkerPool:
     def process_ids(self) -> list[int]:
         """Of the workers that live now."""
         with self._lock:
-            return [worker.process.pid for worker in self._workers.values()]
+            return [worker.process.pid for worker in list(self._workers.values())]
 
     def close(self) -> None:
         """Kill the processes, end the threads; tasks still waiting become undecided. Safe to call twice."""
         with self._lock:
-            if self._closed:
+            if self._closing.is_set():
                 return
-            self._closed = True
+            self._closing.set()
             threads = list(self._threads)
-            for worker in self._workers.values():
-                worker.process.kill()
-            for _ in threads:
-                self._tasks.put(None)
+            self._finalizer.detach()  # calling it does nothing once the interpreter is ending
+            _abandon(self._tasks, self._threads, self._workers)
         for thread in threads:
-            thread.join()
-        for index in list(self._workers):
-            self._discard(index)
+            if thread is not threading.current_thread():  # a callback of a future may close the pool
+                thread.join()
+
+
+_CLOSED: Result = ("undecided", "closed", "the verifier was closed")
+
+
+def _serve(
+    weak_pool: weakref.ref[WorkerPool],
+    index: int,
+    tasks: queue.SimpleQueue[Task | None],
+    workers: dict[int, WorkerProcess],
+) -> None:
+    """One thread of a pool: takes tasks and has one worker process run them.
+
+    Between tasks it holds no reference to the pool nor to a future, so that an abandoned pool can be collected.
+    """
+    while (task := tasks.get()) is not None:
+        arguments, future = task
+        pool = weak_pool()
+        future.set_result(_CLOSED if pool is None else pool.run(index, arguments))
+        del task, arguments, future, pool
+    if (worker := workers.pop(index, None)) is not None:
+        worker.kill()
+
+
+def _abandon(
+    tasks: queue.SimpleQueue[Task | None], threads: list[threading.Thread], workers: dict[int, WorkerProcess]
+) -> None:
+    """End the processes and have the threads end. Takes no lock: a garbage collection may call it anywhere."""
+    for worker in list(workers.values()):
+        worker.process.kill()
+    for _ in threads:
+        tasks.put(None)
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -14,27 +17,34 @@ from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import NeedsAlgebra
 from falcon_h1r.verifier.equivalence import check_gold, judge
 from falcon_h1r.verifier.extract import extract_boxed
-from falcon_h1r.verifier.pool import Result, WorkerPool
+from falcon_h1r.verifier.pool import WorkerPool
+from falcon_h1r.verifier.process import Result
 
+DEFAULT_DEADLINE_SECONDS = 1.5  # with what surrounds it, a verdict is there within two
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 _TASK = "falcon_h1r.verifier.equivalence:judge"
 _PRELOAD = ("falcon_h1r.verifier.algebra", "falcon_h1r.verifier.symbolic")
-_CACHE_SIZE = 65_536
-_MAX_CACHED_CHARS = 500  # of answer and gold together: longer ones hardly repeat, and memory stays flat
-_LOAD_DEPENDENT_STAGES = ("deadline", "memory", "worker", "closed")  # such a verdict may differ next time
+_MAX_CACHE_BYTES = 32 << 20
+_MAX_CACHED_PAIR_BYTES = 4_000  # longer answers hardly repeat
+_ENTRY_BYTES = 700  # of a verdict, its reason, and the cache's own links
+_PASSING_STAGES = ("deadline", "memory", "worker", "closed", "error")  # such a verdict may differ next time
 
 
 class Verifier:
     """Judges responses against golds: `submit` one, or `score` many, from any thread or process.
 
     A batch that strings, numbers and structure settle starts no process. What misses the deadline is
-    undecided and counted in `num_deadline_kills`. Use as a context manager, or call `close`.
+    undecided and counted in `num_deadline_kills`. Use as a context manager, or call `close`; one that is
+    merely dropped ends its processes when it is collected.
+
+    A future is shared by all who ask for the same pair at the same time. It cannot be cancelled: a coroutine
+    that stops waiting (`asyncio.wrap_future`, `wait_for`) takes nothing from the others.
     """
 
     def __init__(
         self,
         num_workers: int = 1,
-        deadline_seconds: float = 2.0,
+        deadline_seconds: float = DEFAULT_DEADLINE_SECONDS,
         after_think: bool = False,
         memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     ) -> None:
@@ -46,8 +56,17 @@ class Verifier:
         self._arguments = (num_workers, deadline_seconds, after_think, memory_limit_bytes)
         self._pool = WorkerPool(num_workers, deadline_seconds, memory_limit_bytes, _TASK, _PRELOAD)
         self._cache: OrderedDict[tuple[str, str], Verdict] = OrderedDict()
+        self._cache_bytes = 0
+        self._reset()
+        _verifiers.add(self)
+
+    def _reset(self) -> None:
         self._pending: dict[tuple[str, str], Future[Verdict]] = {}
         self._lock = threading.RLock()  # a callback may run in the thread that holds it
+
+    def forget_after_fork(self) -> None:
+        """In a forked child: nobody here will finish what is pending, nor free a lock that was held."""
+        self._reset()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to another process as its settings; the processes there are its own."""
@@ -71,6 +90,11 @@ class Verifier:
         """Worker processes that died by themselves, mostly of a resource limit."""
         return self._pool.num_lost_workers
 
+    @property
+    def confinement(self) -> tuple[str, ...] | None:
+        """What the kernel keeps the worker processes from, as worker.py lists it; None before one has started."""
+        return self._pool.confinement
+
     def submit(self, prediction: str, gold: str) -> Future[Verdict]:
         """The verdict on one response, as a future that never holds an exception."""
         start = time.perf_counter()
@@ -85,6 +109,8 @@ class Verifier:
             verdict = _verdict(judge(answer, gold, algebra=False), start)
         except NeedsAlgebra:
             return self._submit_algebra(key, start)
+        except Exception as error:  # a fault of ours: it costs this pair its verdict, not the batch its run
+            verdict = _verdict(("undecided", "error", f"{type(error).__name__}: {error}"[:200]), start)
         if answer is not None:
             self._remember(key, verdict)
         return _done(verdict)
@@ -116,15 +142,15 @@ class Verifier:
             verdict = _verdict(result.result(), start)
             with self._lock:
                 self._pending.pop(key, None)
-                if verdict.stage not in _LOAD_DEPENDENT_STAGES:
-                    self._remember(key, verdict)
+                self._remember(key, verdict)
             promise.set_result(verdict)
 
         try:
             self._pool.submit([*key]).add_done_callback(finish)
-        except ValueError:  # closed
+        except ValueError:  # closed; another thread may wait for this promise already
             with self._lock:
                 self._pending.pop(key, None)
+            promise.set_result(_verdict(("undecided", "closed", "the verifier was closed"), start))
             raise
         return promise
 
@@ -135,12 +161,19 @@ class Verifier:
         return verdict
 
     def _remember(self, key: tuple[str, str], verdict: Verdict) -> None:
-        if len(key[0]) + len(key[1]) > _MAX_CACHED_CHARS:
+        if verdict.stage in _PASSING_STAGES or (cost := _cost(key)) > _MAX_CACHED_PAIR_BYTES:
             return
         with self._lock:
+            if self._cache.pop(key, None) is None:
+                self._cache_bytes += cost
             self._cache[key] = verdict
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
+            while self._cache_bytes > _MAX_CACHE_BYTES:
+                self._cache_bytes -= _cost(self._cache.popitem(last=False)[0])
+
+
+def _cost(key: tuple[str, str]) -> int:
+    """Bytes that a cached pair holds on to, about."""
+    return sys.getsizeof(key[0]) + sys.getsizeof(key[1]) + _ENTRY_BYTES
 
 
 def _verdict(result: Result, start: float) -> Verdict:
@@ -152,3 +185,14 @@ def _done(verdict: Verdict) -> Future[Verdict]:
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future
+
+
+_verifiers: weakref.WeakSet[Verifier] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for verifier in list(_verifiers):
+        verifier.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_all)

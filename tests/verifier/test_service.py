@@ -101,7 +101,7 @@ def test_what_a_library_prints_is_no_reply(pool: WorkerPool) -> None:
 def test_a_worker_cannot_fill_a_file(pool: WorkerPool, tmp_path: Path) -> None:
     target = tmp_path / "written"
     status, _, reason = pool.submit([str(target)]).result(60)
-    assert status == "undecided" and "OSError" in reason
+    assert status == "undecided" and ("OSError" in reason or "PermissionError" in reason)
     assert not target.exists() or target.stat().st_size == 0
 
 
