@@ -16,7 +16,7 @@ from typing import Any
 from falcon_h1r.types import Verdict
 from falcon_h1r.verifier.explain import explain
 from falcon_h1r.verifier.extract import FALLBACKS
-from falcon_h1r.verifier.service import Verifier
+from falcon_h1r.verifier.service import DEFAULT_DEADLINE_SECONDS, Verifier
 
 _MAX_WAITING = 1_000  # lines read ahead of the oldest open verdict
 
@@ -80,7 +80,9 @@ def main() -> None:
     """Serve stdin until it ends."""
     parser = argparse.ArgumentParser(prog="python -m falcon_h1r.verifier", description=__doc__)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--deadline", type=float, default=2.0, help="seconds for one pair's algebra")
+    parser.add_argument(
+        "--deadline", type=float, default=DEFAULT_DEADLINE_SECONDS, help="seconds for one pair's algebra"
+    )
     parser.add_argument("--after-think", action="store_true", help="only text behind </think> counts")
     parser.add_argument("--fallback", action="append", default=[], choices=list(FALLBACKS), help="without a box")
     parser.add_argument("--explain", nargs="*", metavar="TEXT", help="a prediction and a gold: show the stages")
@@ -90,7 +92,9 @@ def main() -> None:
         return
     waiting: queue.Queue[tuple[Any, Future[Verdict]] | None] = queue.Queue(_MAX_WAITING)
     writer = threading.Thread(target=_write, args=(waiting,))
-    with Verifier(options.workers, options.deadline, options.after_think) as verifier:
+    settings = (options.workers, options.deadline, options.after_think)
+    with Verifier(*settings, fallbacks=options.fallback) as verifier:
+        verifier.start()
         writer.start()
         for line in sys.stdin:
             if line.strip():

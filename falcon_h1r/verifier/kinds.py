@@ -73,7 +73,7 @@ def is_set(node: Node) -> bool:
 
 def as_set(node: Node) -> Node:
     """A list of values against a set is a set; a label before an interval goes."""
-    if node.op == "list" and all(a.op == "tuple" and len(a.args) == 2 for a in node.args):
+    if node.op == "list" and node.args and all(a.op == "tuple" and len(a.args) == 2 for a in node.args):
         return functools.reduce(lambda a, b: Node("union", (a, b)), node.args)
     if node.op == "list" and not is_set(node) and not any(a.op == "chain" for a in node.args):
         return Node("set", tuple(itertools.chain.from_iterable(expand_signs(a) for a in node.args)))

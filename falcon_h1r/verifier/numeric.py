@@ -189,7 +189,8 @@ class NumericEvaluator:
         if node.name == "root" and len(args) == 2:
             return self.real_root(*args)
         if node.name in ("max", "min") and all(self.mp.im(a) == 0 for a in args):
-            return max(args) if node.name == "max" else min(args)
+            real = [self.mp.re(a) for a in args]  # complex numbers have no order, not even those on the real line
+            return max(real) if node.name == "max" else min(real)
         raise NotNumeric(node.name)
 
     def guarded(self, name: str, args: list[Any]) -> Any:
@@ -200,6 +201,8 @@ class NumericEvaluator:
             return self.bounded(getattr(self.mp, name)(*args))
         except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise Undefined(str(error)) from error
+        except TypeError as error:  # the wrong number of arguments
+            raise NotNumeric(name) from error
 
     def logarithm(self, args: list[Any]) -> Any:
         """Natural, or to the base that stands second."""

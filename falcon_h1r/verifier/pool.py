@@ -43,7 +43,9 @@ class WorkerPool:
         memory_limit_bytes: int,
         task: str,
         preload: tuple[str, ...] = (),
+        starved_factor: float = 1.25,  # so many deadlines of wall time, however little CPU a worker was given
     ) -> None:
+        self.starved_factor = starved_factor
         self.num_workers = num_workers
         self.deadline_seconds = deadline_seconds
         self.settings = {
@@ -111,7 +113,7 @@ class WorkerPool:
         """One task, by the process of this slot. Called by the slot's thread; raises nothing."""
         try:
             worker = self._worker(index)
-            result, fit = worker.ask(arguments, self.deadline_seconds)
+            result, fit = worker.ask(arguments, self.deadline_seconds, self.starved_factor * self.deadline_seconds)
         except (_CannotStart, DeadlineMissed, WorkerLost) as error:
             self._discard(index)
             return self._explain(error)

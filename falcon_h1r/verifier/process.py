@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 START_SECONDS = 120.0  # imports on a loaded machine; not part of any deadline
-_STARVED_FACTOR = 5  # so many deadlines of wall time at most, however little CPU a worker was given
 _SHORTEST_WAIT_SECONDS = 0.02
 _MAX_REPLY_BYTES = 1 << 20
 _CPU_HEADROOM_SECONDS = 5
@@ -58,22 +57,25 @@ class WorkerProcess:
 
     def wait_until_ready(self) -> None:
         """Wait for the imports; raises WorkerLost with the reason when they fail."""
-        hello = self._receive(time.monotonic() + START_SECONDS, cpu_seconds=None)
+        end = time.monotonic() + START_SECONDS
+        hello = self._receive(end, cpu_seconds=None, latest=end)
         if not hello.get("ready"):
             raise WorkerLost(str(hello.get("failed")))
         self.confinement = tuple(hello["confinement"])
 
-    def ask(self, arguments: list[Any], deadline_seconds: float) -> tuple[Result, bool]:
+    def ask(self, arguments: list[Any], deadline_seconds: float, longest_seconds: float) -> tuple[Result, bool]:
         """One task's result, and whether the process is fit for another.
 
         The deadline is CPU time of the worker as long as it computes or waits for a core, so that a loaded machine
-        gives the same verdicts; a worker that does neither has the same seconds of wall time.
+        gives the same verdicts, up to `longest_seconds` of wall time; a worker that does neither has the deadline's
+        seconds of wall time.
         """
         self.num_tasks += 1
         self._grant_cpu(2 * deadline_seconds)
-        end = time.monotonic() + deadline_seconds
+        start = time.monotonic()
+        end = start + deadline_seconds
         self._send((json.dumps({"id": self.num_tasks, "arguments": arguments}) + "\n").encode(), end)
-        reply = self._receive(end, deadline_seconds)
+        reply = self._receive(end, deadline_seconds, start + longest_seconds)
         try:
             status, stage, reason = map(str, reply["result"])
             if reply["id"] != self.num_tasks:
@@ -93,9 +95,8 @@ class WorkerProcess:
             except BrokenPipeError as error:
                 raise WorkerLost(self._epitaph()) from error
 
-    def _receive(self, end: float, cpu_seconds: float | None) -> dict[str, Any]:
-        """The next line, as JSON. With `cpu_seconds`, a worker that has had less by `end` gets more time."""
-        latest = end + (_STARVED_FACTOR - 1) * (cpu_seconds or 0.0)
+    def _receive(self, end: float, cpu_seconds: float | None, latest: float) -> dict[str, Any]:
+        """The next line, as JSON. With `cpu_seconds`, a worker that has had less by `end` has until `latest`."""
         while b"\n" not in self._buffer:
             if not _ready(self._replies, select.POLLIN, end):
                 lacking = 0.0 if cpu_seconds is None else cpu_seconds - self._cpu_of_task(cpu_seconds)

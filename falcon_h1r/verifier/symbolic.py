@@ -13,9 +13,11 @@ from typing import Any
 import sympy
 
 from falcon_h1r.verifier.exact import ExactEvaluator
-from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric
+from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric, free_symbols
 
 _MAX_NODES = 120
+_MAX_NESTED = 8  # functions in each other
+_MAX_EXPONENT = 200  # of what is no number: sympy would expand it
 _DIGITS = 40
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec,
@@ -66,6 +68,8 @@ def same_by_sympy(a: Node, b: Node) -> bool:
     """Whether sympy, after working out limits, sums and integrals, finds the difference to be zero."""
     if sum(1 for tree in (a, b) for _ in tree.walk()) > _MAX_NODES:
         raise BudgetExceeded("too large for sympy")
+    for tree in (a, b):
+        _check_sizes(tree, 0)
     sizes = ExactEvaluator()
     for tree in (a, b):
         sizes.key(tree)  # raises before sympy would compute a huge power, which it does when it is built
@@ -73,6 +77,18 @@ def same_by_sympy(a: Node, b: Node) -> bool:
         return _vanishes((to_sympy(a) - to_sympy(b)).doit())
     except _SYMPY_COMPLAINTS as error:
         raise BudgetExceeded(f"sympy gave up: {type(error).__name__}") from error
+
+
+def _check_sizes(node: Node, nested: int) -> None:
+    """Refuse what sympy would work on for long: high powers of expressions, functions of functions of functions."""
+    nested += node.op == "func"
+    if nested > _MAX_NESTED:
+        raise BudgetExceeded(f"more than {_MAX_NESTED} functions in each other")
+    high = node.op == "pow" and node.args[1].op == "num" and abs(node.args[1].value) > _MAX_EXPONENT
+    if high and free_symbols(node.args[0]):
+        raise BudgetExceeded(f"an exponent over {_MAX_EXPONENT}")
+    for arg in node.args:
+        _check_sizes(arg, nested)
 
 
 # What sympy raises on expressions that it does not master; none of it says anything about the answer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from falcon_h1r.verifier.tree import MAX_TOKENS, BudgetExceeded, NotationError
+from falcon_h1r.verifier.tree import MAX_DEPTH, MAX_TOKENS, BudgetExceeded, NotationError
 from falcon_h1r.verifier.units import ABBREVIATIONS
 
 
@@ -72,6 +72,7 @@ class _Tokeniser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens: list[Token] = []
+        self.depth = 0
 
     def add(self, kind: str, text: str, spaced: bool = False) -> None:
         """Append a token, within the budget."""
@@ -148,7 +149,11 @@ class _Tokeniser:
                     self.add("name", f"hat({content.strip()})", spaced)
                     return end + 1
                 # mathrm{e} and friends are names in upright type; a word in upright type is a word
+                self.depth += 1
+                if self.depth > MAX_DEPTH:
+                    raise BudgetExceeded(f"nested deeper than {MAX_DEPTH}")
                 self.scan(content, words=True)
+                self.depth -= 1
                 return end + 1
             if name in _BOLD and re.match(r"[ijk](?![A-Za-z])", text[position : position + 2]):
                 self.add("name", f"hat({text[position]})", spaced)

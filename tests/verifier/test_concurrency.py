@@ -143,7 +143,7 @@ def test_a_worker_that_never_reads_does_not_hold_its_thread(make_pool: Callable[
 
 def test_a_starved_worker_gets_its_seconds_of_cpu(make_pool: Callable[..., WorkerPool]) -> None:
     deadline = 1.0
-    one = make_pool(deadline_seconds=deadline)
+    one = make_pool(deadline_seconds=deadline, starved_factor=5.0)
     assert one.submit(["ok"]).result(PATIENCE)[0] == "correct"
     cores = os.sched_getaffinity(0)
     (pid,) = one.process_ids()
