@@ -278,6 +278,7 @@ class GRPOConfig:
     surplus_cache_groups: int = 0  # groups drawn beyond need and kept for the next steps, at most so many
     surplus_cache_steps: int = 1  # ... and for at most so many steps: they age as the policy moves on
     format_penalty: float = 0.0  # subtracted where <think>...</think> is broken
+    several_boxes_penalty: float = 0.0  # subtracted where more than one box stands after </think>
     dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
 
 

@@ -181,6 +181,8 @@ def _check_grpo(grpo: GRPOConfig) -> None:
         raise InputError(
             f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
         )
+    _at_least("grpo.format_penalty", grpo.format_penalty, 0.0)
+    _at_least("grpo.several_boxes_penalty", grpo.several_boxes_penalty, 0.0)
     if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
         raise InputError(
             "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "

@@ -12,7 +12,7 @@ from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
 from falcon_h1r.types import THINK_END, THINK_START, InputError, Problem, Rollout, RolloutGroup, content_hash
-from falcon_h1r.verifier import Verifier
+from falcon_h1r.verifier import Verifier, count_boxed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,7 +141,9 @@ def score_groups(
     for index, problem in enumerate(problems):
         own = slice(index * size, (index + 1) * size)
         rewards = [
-            float(verdict.correct) - config.format_penalty * (not well_formed(rollout.text))
+            float(verdict.correct)
+            - config.format_penalty * (not well_formed(rollout.text))
+            - config.several_boxes_penalty * (count_boxed(rollout.text, after_think=True) > 1)
             for rollout, verdict in zip(rollouts[own], verdicts[own], strict=True)
         ]
         groups.append(RolloutGroup(problem, list(rollouts[own]), rewards, verdicts[own]))

@@ -16,7 +16,7 @@ from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.tracking import Tracker
 from falcon_h1r.types import RolloutGroup, content_hash
-from falcon_h1r.verifier import Verifier
+from falcon_h1r.verifier import Verifier, count_boxed
 
 DevEvaluation = Callable[[], Mapping[str, float]]
 SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
@@ -126,6 +126,7 @@ def rollout_metrics(batch: GroupBatch) -> dict[str, float]:
         "reward_mean": sum(rewards) / len(rewards),
         "pass_at_1": num_correct / len(verdicts),
         "pass_at_group": sum(any(v.correct for v in group.verdicts) for group in batch.drawn) / len(batch.drawn),
+        "several_boxes_share": sum(count_boxed(r.text, after_think=True) > 1 for r in rollouts) / len(rollouts),
         "undecided_share": sum(verdict.status == "undecided" for verdict in verdicts) / len(verdicts),
         "zero_variance_share": 1.0 - len(batch.groups) / len(batch.drawn),
         "response_tokens_mean": sum(lengths) / len(lengths),

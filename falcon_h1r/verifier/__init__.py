@@ -6,7 +6,15 @@ gives the key for majority voting. Importing this package imports neither torch 
 
 from falcon_h1r.verifier.canonical import canonical_answer
 from falcon_h1r.verifier.equivalence import check_gold, verify
-from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.extract import count_boxed, extract_answer, extract_boxed
 from falcon_h1r.verifier.service import Verifier
 
-__all__ = ["Verifier", "canonical_answer", "check_gold", "extract_boxed", "verify"]
+__all__ = [
+    "Verifier",
+    "canonical_answer",
+    "check_gold",
+    "count_boxed",
+    "extract_answer",
+    "extract_boxed",
+    "verify",
+]

@@ -128,9 +128,9 @@ class Verifier:
         return check_gold(gold)
 
     def start(self) -> None:
-        """Start the worker processes now rather than with the first pair that needs one; returns at once."""
-        for _ in range(self._arguments[0]):
-            self._pool.submit(["0", "0"])
+        """Start the worker processes now rather than with the first pair that needs one, and wait for them."""
+        for future in [self._pool.submit(["0", "0"]) for _ in range(self._arguments[0])]:
+            future.result()
 
     def close(self) -> None:
         """End the worker processes; verdicts still open become undecided."""

@@ -10,7 +10,7 @@ import torch
 
 from falcon_h1r.config import Config, GRPOConfig, SourceConfig
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.groups import ProblemStream, collect_groups, open_stream, well_formed
+from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups, open_stream, score_groups, well_formed
 from falcon_h1r.grpo.loop import rollout_documents, rollout_metrics
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
 from falcon_h1r.types import InputError, Problem, Rollout
@@ -49,6 +49,17 @@ def stream_of(num_right: list[int]) -> ProblemStream:
 def verifier():
     with Verifier(after_think=True) as verifier:
         yield verifier
+
+
+def test_several_boxes_cost_what_the_config_says_and_are_counted(verifier) -> None:
+    config = GRPOConfig(problems_per_step=1, group_size=2, several_boxes_penalty=0.25)
+    problem = Problem("1/0", "question", "7")
+    texts = ("<think>\\boxed{1} \\boxed{2}</think>\\boxed{7}", "<think>hm</think>\\boxed{8} or \\boxed{7}")
+    rollouts = [Rollout(problem.uid, k, [5], [1], [-1.0], "stop", 0, text) for k, text in enumerate(texts)]
+    (group,) = score_groups([problem], rollouts, verifier, config)
+    assert group.rewards == [1.0, 0.75]
+    metrics = rollout_metrics(GroupBatch(groups=[group], drawn=[group], num_rounds=1))
+    assert metrics["several_boxes_share"] == 0.5
 
 
 def test_groups_without_contrast_are_replaced_until_the_batch_is_full(verifier) -> None:
