@@ -32,6 +32,7 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_ALL_THREADS = 1, 2
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _AND, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # of classic BPF, 32 bits each
 _DATA_NUMBER, _DATA_ARCHITECTURE, _DATA_ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_SOME_PROCESS = 0x7FEDCBA9  # stands in a filter for the process that it will bind; no process has this number
 _X32 = 0x40000000  # in the number of a call: the same kernel, other numbers
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on both architectures
@@ -87,17 +88,32 @@ def forbid_network_and_processes(threads: bool = True) -> None:
     Raises:
         SandboxUnavailable: without seccomp.
     """
-    support = sandbox_support()
-    if not support.machine or not support.seccomp:
-        raise SandboxUnavailable(f"this process cannot be confined: no {support.missing()[0]}")
-    _give_up_new_privileges()
-    instructions = filter_program(syscalls.judgements(os.getpid(), threads))
-    buffer = ctypes.create_string_buffer(instructions, len(instructions))
-    program = struct.pack("HxxxxxxP", len(instructions) // 8, ctypes.addressof(buffer))
-    number = syscalls.numbers()["seccomp"]
-    if done := _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, program):
-        why = f"thread {done} has filters of its own" if done > 0 else os.strerror(ctypes.get_errno())
-        raise SandboxUnavailable(f"the kernel refuses the seccomp filter: {why}")
+    CallFilter(threads).apply()
+
+
+class CallFilter:
+    """The filter of forbid_network_and_processes: made once, applied in every forked child.
+
+    Raises:
+        SandboxUnavailable: without seccomp.
+    """
+
+    def __init__(self, threads: bool = True) -> None:
+        support = sandbox_support()
+        if not support.machine or not support.seccomp:
+            raise SandboxUnavailable(f"this process cannot be confined: no {support.missing()[0]}")
+        self._number = syscalls.numbers()["seccomp"]
+        self._instructions = filter_program(syscalls.judgements(_SOME_PROCESS, threads))
+
+    def apply(self) -> None:
+        """Bind the calling process: all its threads, those that run already included."""
+        _give_up_new_privileges()
+        own = self._instructions.replace(struct.pack("I", _SOME_PROCESS), struct.pack("I", os.getpid()))
+        buffer = ctypes.create_string_buffer(own, len(own))
+        program = struct.pack("HxxxxxxP", len(own) // 8, ctypes.addressof(buffer))
+        if done := _libc.syscall(self._number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, program):
+            why = f"thread {done} has filters of its own" if done > 0 else os.strerror(ctypes.get_errno())
+            raise SandboxUnavailable(f"the kernel refuses the seccomp filter: {why}")
 
 
 def filter_program(judgements: Iterable[Judgement]) -> bytes:
