@@ -177,12 +177,13 @@ class FileView:
         scratch: a folder in which plain files may be made, read, written, renamed and removed, but no folders,
             links or devices; None: nothing may be written.
         readable: files, and folders with all that is in them. What does not exist is skipped.
+        listed: folders whose names may be read, and those of the folders in them, but no file.
 
     Raises:
         SandboxUnavailable: without Landlock.
     """
 
-    def __init__(self, scratch: Path | None, readable: Iterable[Path]) -> None:
+    def __init__(self, scratch: Path | None, readable: Iterable[Path], listed: Iterable[Path] = ()) -> None:
         version = sandbox_support().landlock_version
         if not version:
             raise SandboxUnavailable(f"files cannot be kept from this process: no {sandbox_support().missing()[-1]}")
@@ -195,6 +196,8 @@ class FileView:
             raise SandboxUnavailable(f"the kernel refuses a Landlock ruleset: {os.strerror(ctypes.get_errno())}")
         for path in readable:
             self._add(path, (_READ_FILE | _READ_DIR) & files)
+        for path in listed:
+            self._add(path, _READ_DIR & files)
         if scratch is not None:
             write = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _MAKE_REG | _REMOVE_FILE
             self._add(scratch, write & files)

@@ -111,11 +111,10 @@ def _status(work: object) -> int:
 
 def _end(status: int) -> None:
     """Wait for threads, run what was registered, flush: the end of an interpreter, without taking it apart."""
-    original = (sys.__stdout__, sys.__stderr__)
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        for file in (sys.stdout, sys.stderr, *original):
+        for file in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             if file is not None and not file.closed:
                 file.flush()
     except BaseException:

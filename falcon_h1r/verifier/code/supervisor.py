@@ -102,10 +102,11 @@ class _Run:
         except BaseException as error:
             os.write(ready, f"{type(error).__name__}: {error}".encode())
             os._exit(1)
+        exit_now = os._exit  # the program may put something else in its place
         try:
             harness.run(self.source, self.fn_name, REPORT, self.names)
         finally:
-            os._exit(1)
+            exit_now(1)
 
     def _watch(self, child: int, process: int, readers: dict[int, int], deadline: float) -> None:
         """Read what the program writes until it ends, or stop it."""

@@ -32,10 +32,14 @@ threading time traceback typing zlib
 _UNREADABLE = {"site-packages", "dist-packages", "test", "idlelib", "lib2to3", "ensurepip"}
 
 
-def library_paths() -> list[Path]:
-    """The interpreter's standard library, without what is installed beside it."""
-    folders = {Path(os.__file__).parent, *(Path(entry) for entry in sys.path if entry.endswith("lib-dynload"))}
-    return [path for folder in sorted(folders) for path in folder.iterdir() if path.name not in _UNREADABLE]
+def library_view(scratch: Path) -> FileView:
+    """The scratch folder, and the interpreter's standard library without what is installed beside it.
+
+    Of the latter the names can be listed: an import looks through the whole folder.
+    """
+    folders = sorted({Path(os.__file__).parent, *(Path(entry) for entry in sys.path if entry.endswith("lib-dynload"))})
+    readable = [path for folder in folders for path in folder.iterdir() if path.name not in _UNREADABLE]
+    return FileView(scratch, readable, listed=folders)
 
 
 def main(settings_json: str, path: list[str]) -> None:
@@ -44,7 +48,7 @@ def main(settings_json: str, path: list[str]) -> None:
     scratch = Path(settings["scratch"])
     limits = confined.Limits(**settings["limits"])
     try:
-        walls = confined.Walls(scratch, FileView(scratch, library_paths()), CallFilter())
+        walls = confined.Walls(scratch, library_view(scratch), CallFilter())
     except SandboxUnavailable as error:
         frames.send(1, {"ready": False, "error": str(error)})
         return
@@ -78,5 +82,4 @@ def _forget_this_project(path: list[str]) -> None:
     sys.path[:] = path
     for name in [name for name in sys.modules if name.split(".")[0] == "falcon_h1r"]:
         del sys.modules[name]
-    sys.path_importer_cache.clear()
     atexit._clear()
