@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -36,6 +37,7 @@ _SOME_PROCESS = 0x7FEDCBA9  # stands in a filter for the process that it will bi
 _X32 = 0x40000000  # in the number of a call: the same kernel, other numbers
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on both architectures
+_HIGH_DESCRIPTOR = 128  # out of the way of whoever hands out the low ones before a view is applied
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = (
     1 << n for n in (0, 1, 2, 3, 5, 8, 14)
 )
@@ -191,9 +193,11 @@ class FileView:
         network = 3 if version >= 4 else 0  # bind and connect; the seccomp filter refuses them too
         scope = 3 if version >= 6 else 0  # abstract unix sockets and signals of processes outside
         attributes = struct.pack("QQQ", files, network, scope)[: 8 if version < 4 else 16 if version < 6 else 24]
-        self._ruleset = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
-        if self._ruleset < 0:
+        made = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
+        if made < 0:
             raise SandboxUnavailable(f"the kernel refuses a Landlock ruleset: {os.strerror(ctypes.get_errno())}")
+        self._ruleset = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
+        os.close(made)
         for path in readable:
             self._add(path, (_READ_FILE | _READ_DIR) & files)
         for path in listed:
@@ -201,11 +205,6 @@ class FileView:
         if scratch is not None:
             write = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _MAKE_REG | _REMOVE_FILE
             self._add(scratch, write & files)
-
-    @property
-    def descriptor(self) -> int:
-        """Of the ruleset; it has to be open when the view is applied."""
-        return int(self._ruleset)
 
     def _add(self, path: Path, rights: int) -> None:
         try:

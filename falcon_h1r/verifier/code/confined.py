@@ -42,8 +42,15 @@ class Walls:
     calls: CallFilter
 
 
-def confine(parent: int, descriptors: list[int], walls: Walls, limits: Limits) -> None:
-    """Leave this process nothing but the five descriptors, the scratch folder, the library and its budget.
+def number(descriptors: list[int]) -> None:
+    """Give these the numbers 0, 1, 2, ..., whatever numbers they have."""
+    away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _FIRST_FREE) for descriptor in descriptors]
+    for to, descriptor in enumerate(away):
+        os.dup2(descriptor, to)
+
+
+def confine(parent: int, walls: Walls, limits: Limits) -> None:
+    """Leave this process nothing but its five descriptors, the scratch folder, the library and its budget.
 
     Raises:
         SandboxUnavailable: where a wall cannot be put up. The program must not run then.
@@ -56,7 +63,7 @@ def confine(parent: int, descriptors: list[int], walls: Walls, limits: Limits) -
         file.write("1000")
     sandbox.drop_capabilities()
     walls.view.apply()
-    _keep_only(descriptors)
+    os.closerange(READY + 1, os.sysconf("SC_OPEN_MAX"))
     sandbox.limit_resources(
         limits.memory_bytes,
         cpu_seconds=int(limits.cpu_seconds) + 1,  # whole seconds; the supervisor reads the exact sum
@@ -68,14 +75,6 @@ def confine(parent: int, descriptors: list[int], walls: Walls, limits: Limits) -
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
     os.environ.clear()
     walls.calls.apply()
-
-
-def _keep_only(descriptors: list[int]) -> None:
-    """Number these 0, 1, 2, ... and close all others."""
-    away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _FIRST_FREE) for descriptor in descriptors]
-    for number, descriptor in enumerate(away):
-        os.dup2(descriptor, number)
-    os.closerange(len(away), os.sysconf("SC_OPEN_MAX"))
 
 
 def folder_content(folder: Path, most: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ reports is compared elsewhere, and a forged report is worth as much as an answer
 from __future__ import annotations
 
 import atexit
+import builtins
 import io
 import json
 import os
@@ -57,6 +58,7 @@ def run(source: str, fn_name: str | None, report: int, names: dict[str, object])
     the program's class Solution, or a function.
     """
     _renew_standard_files()
+    builtins.exit = builtins.quit = sys.exit  # which an interpreter without site-packages lacks
     sys.argv = ["program.py"]
     sys.setrecursionlimit(RECURSION_LIMIT)
     names["random"].seed(0)  # type: ignore[attr-defined]  # the same program, the same verdict

@@ -93,17 +93,16 @@ class _Run:
 
     def _become_program(self, supervisor: int, descriptors: list[int]) -> NoReturn:
         """In the child: put up the walls, say so, run. Nothing returns from here."""
-        ready = descriptors[READY]
-        try:
-            confined.confine(supervisor, descriptors, self.walls, self.limits)
-            ready = READY
-            os.write(READY, b"1")
-            os.close(READY)
-        except BaseException as error:
-            os.write(ready, f"{type(error).__name__}: {error}".encode())
-            os._exit(1)
         exit_now = os._exit  # the program may put something else in its place
         try:
+            confined.number(descriptors)
+            try:
+                confined.confine(supervisor, self.walls, self.limits)
+            except BaseException as error:
+                os.write(READY, f"{type(error).__name__}: {error}".encode())
+                raise
+            os.write(READY, b"1")
+            os.close(READY)
             harness.run(self.source, self.fn_name, REPORT, self.names)
         finally:
             exit_now(1)

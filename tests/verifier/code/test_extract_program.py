@@ -40,7 +40,7 @@ def test_nothing_else_is(text: str) -> None:
 
 
 def test_only_what_follows_the_thinking_counts_on_request() -> None:
-    thought = f"<think>{BLOCK}\n</think> I do not know."
+    thought = f"<think>\n{BLOCK}\n</think> I do not know."
     assert extract_program(thought) == "print(1)\n"
     assert extract_program(thought, after_think=True) is None
     assert extract_program(BLOCK, after_think=True) is None
