@@ -58,7 +58,8 @@ def run(source: str, fn_name: str | None, report: int, names: dict[str, object])
     the program's class Solution, or a function.
     """
     _renew_standard_files()
-    builtins.exit = builtins.quit = sys.exit  # which an interpreter without site-packages lacks
+    for name in ("exit", "quit"):  # which an interpreter without site-packages lacks
+        setattr(builtins, name, sys.exit)
     sys.argv = ["program.py"]
     sys.setrecursionlimit(RECURSION_LIMIT)
     names["random"].seed(0)  # type: ignore[attr-defined]  # the same program, the same verdict

@@ -20,7 +20,6 @@ from falcon_h1r.verifier.code.extract import extract_program
 from falcon_h1r.verifier.code.formats import CodeTests, parse_tests
 from falcon_h1r.verifier.code.judge import Outcome, Runner, chosen_cases, judge
 from falcon_h1r.verifier.code.local import LocalRunner, RunnerLost
-from falcon_h1r.verifier.code.remote import RemoteRunner
 from falcon_h1r.verifier.sandbox import SandboxUnavailable, sandbox_support
 
 MAX_PROGRAM_BYTES = 1 << 20
@@ -191,13 +190,18 @@ class CodeVerifier:
 
     def _start_threads(self) -> None:
         for index in range(self.num_workers):
-            runner: Runner = (
-                LocalRunner(self.limits) if self.sandbox_url is None else RemoteRunner(self.sandbox_url, self.limits)
-            )
+            runner = self._runner()
             thread = threading.Thread(target=self._serve, args=(runner,), name=f"code-verifier-{index}", daemon=True)
             self._runners.append(runner)
             self._threads.append(thread)
             thread.start()
+
+    def _runner(self) -> Runner:
+        if self.sandbox_url is None:
+            return LocalRunner(self.limits)
+        from falcon_h1r.verifier.code.remote import RemoteRunner  # an HTTP client, which few need
+
+        return RemoteRunner(self.sandbox_url, self.limits)
 
     def _serve(self, runner: Runner) -> None:
         """One thread: takes programs, has one sandbox run them."""
