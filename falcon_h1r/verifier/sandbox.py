@@ -178,7 +178,7 @@ class FileView:
     Args:
         scratch: a folder in which plain files may be made, read, written, renamed and removed, but no folders,
             links or devices; None: nothing may be written.
-        readable: files, and folders with all that is in them. What does not exist is skipped.
+        readable: files, and folders with all that is in them. What does not exist is skipped. /dev/null always is.
         listed: folders whose names may be read, and those of the folders in them, but no file.
 
     Raises:
@@ -198,6 +198,7 @@ class FileView:
             raise SandboxUnavailable(f"the kernel refuses a Landlock ruleset: {os.strerror(ctypes.get_errno())}")
         self._ruleset = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
         os.close(made)
+        self._add(Path(os.devnull), (_READ_FILE | _WRITE_FILE | _TRUNCATE) & files)
         for path in readable:
             self._add(path, (_READ_FILE | _READ_DIR) & files)
         for path in listed:

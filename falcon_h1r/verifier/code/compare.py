@@ -69,7 +69,7 @@ def difference_of_results(written: bytes, case: CallCase) -> str:
             return ""
     except RecursionError:
         return "the result is nested too deeply"
-    return f"the result is {shown(json.dumps(result))}, not {shown(json.dumps(case.expected))}"
+    return f"the result is {shown(written[:100].decode(errors='replace'))}, not {shown(json.dumps(case.expected))}"
 
 
 def same_values(one: Any, other: Any) -> bool:

@@ -68,6 +68,24 @@ class CodeTests:
         parts = [[vars(case) for case in self.cases], self.fn_name, self.float_tolerance]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @cached_property
+    def fault(self) -> str:
+        """Why these tests cannot be judged against; empty where they can. Found out once."""
+        if not self.cases:
+            return "there are no tests"
+        if self.fn_name is not None and not self.fn_name.isidentifier():
+            return f"fn_name is no name of a function: {_shown(self.fn_name)}"
+        kind = StdinCase if self.fn_name is None else CallCase
+        if not all(isinstance(case, kind) for case in self.cases):
+            return "tests with fn_name have to be calls, and tests without it standard input and output"
+        try:
+            size = len(json.dumps([vars(case) for case in self.cases], ensure_ascii=False).encode())
+        except UnicodeEncodeError:
+            return "a test holds half a character (a lone surrogate)"
+        except (TypeError, ValueError, RecursionError):
+            return "a test holds what is no JSON value"
+        return "" if size <= MAX_TESTS_BYTES else f"the tests have {size:,} bytes; at most {MAX_TESTS_BYTES:,} are read"
+
 
 def check_tests(tests: Any) -> str:
     """Why these tests cannot be judged against, in one line; empty where they can."""
@@ -84,11 +102,9 @@ def parse_tests(tests: Any) -> CodeTests:
     Raises:
         InputError: where they have none of the shapes, contradict themselves or are empty.
     """
-    if isinstance(tests, CodeTests):
-        _check(tests)
-        return tests
-    found = _from_value(_loaded(tests), None)
-    _check(found)
+    found = tests if isinstance(tests, CodeTests) else _from_value(_loaded(tests), None)
+    if found.fault:
+        raise InputError(found.fault)
     return found
 
 
@@ -177,24 +193,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(f"a test's input and output have to be text, not {_shown(value)}")
     return str(value)
-
-
-def _check(tests: CodeTests) -> None:
-    if not tests.cases:
-        raise InputError("there are no tests")
-    if tests.fn_name is not None and not tests.fn_name.isidentifier():
-        raise InputError(f"fn_name is no name of a function: {_shown(tests.fn_name)}")
-    kind = StdinCase if tests.fn_name is None else CallCase
-    if not all(isinstance(case, kind) for case in tests.cases):
-        raise InputError("tests with fn_name have to be calls, and tests without it standard input and output")
-    try:
-        size = len(json.dumps([vars(case) for case in tests.cases], ensure_ascii=False).encode())
-    except UnicodeEncodeError:
-        raise InputError("a test holds half a character (a lone surrogate)") from None
-    except (TypeError, ValueError, RecursionError):
-        raise InputError("a test holds what is no JSON value") from None
-    if size > MAX_TESTS_BYTES:
-        raise InputError(f"the tests have {size:,} bytes; at most {MAX_TESTS_BYTES:,} are read")
 
 
 # -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ outputs are not sent. How strong that sandbox is, is its owner's business.
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -102,7 +103,7 @@ class RemoteRunner:
                 problem = f"status {error.code}"
                 if error.code != 429 and error.code < 500:
                     break
-            except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors; ValueError: no JSON
+            except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, half an answer, no JSON
                 problem = f"{type(error).__name__}: {error}"[:100]
         raise RunnerLost(f"no answer from {self.url}: {problem or 'closed'}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import queue
 import threading
@@ -25,7 +26,8 @@ from falcon_h1r.verifier.sandbox import SandboxUnavailable, sandbox_support
 MAX_PROGRAM_BYTES = 1 << 20
 OUTPUT_BYTES = 8 << 20  # of standard output or a result, for one test
 _CACHE_SIZE = 16_384
-_LOAD_DEPENDENT = ("deadline", "memory", "sandbox", "closed")  # such a verdict may differ next time
+_TEXTS_KEPT = 32  # of tests that were parsed from text
+_LOAD_DEPENDENT = ("deadline", "memory", "sandbox", "error", "closed")  # such a verdict may differ next time
 
 _CLOSED: Outcome = ("undecided", "closed", "the verifier was closed")
 
@@ -96,6 +98,7 @@ class CodeVerifier:
         self._lock = threading.RLock()  # a callback may run in the thread that holds it
         self._cache: OrderedDict[tuple[str, str], Outcome] = OrderedDict()
         self._pending: dict[tuple[str, str], Future[Outcome]] = {}
+        self._texts: OrderedDict[str, CodeTests] = OrderedDict()
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._runners: list[Runner] = []
@@ -120,7 +123,7 @@ class CodeVerifier:
         """
         start = time.perf_counter()
         try:
-            parsed = parse_tests(tests)
+            parsed = self._parsed(tests)
         except InputError as error:
             return _settled("unverifiable_gold", "tests", str(error))
         program = extract_program(response, self.after_think)
@@ -167,11 +170,25 @@ class CodeVerifier:
             runner.abandon()
         self._reset()
 
+    def _parsed(self, tests: Any) -> CodeTests:
+        """The same as parse_tests; a problem's responses come together, and its tests' text is read once for all."""
+        if not isinstance(tests, str):
+            return parse_tests(tests)
+        with self._lock:
+            found = self._texts.get(tests)
+        if found is None:
+            found = parse_tests(tests)
+            with self._lock:
+                self._texts[tests] = found
+                if len(self._texts) > _TEXTS_KEPT:
+                    self._texts.popitem(last=False)
+        return found
+
     # -- running ------------------------------------------------------------------------------------------
 
     def _outcome(self, program: str, tests: CodeTests) -> Future[Outcome]:
         """The outcome of a program: from the cache, of the same program in the queue, or queued now."""
-        key = (program, tests.content_hash)
+        key = _key(program, tests)
         promise: Future[Outcome] = Future()
         with self._lock:
             if self._closed:
@@ -210,9 +227,9 @@ class CodeVerifier:
                 program, tests, promise = task
                 outcome = self._judge(program, tests, runner)
                 with self._lock:
-                    self._pending.pop((program, tests.content_hash), None)
+                    self._pending.pop(_key(program, tests), None)
                     if outcome[1] not in _LOAD_DEPENDENT:
-                        self._cache[program, tests.content_hash] = outcome
+                        self._cache[_key(program, tests)] = outcome
                         if len(self._cache) > _CACHE_SIZE:
                             self._cache.popitem(last=False)
                 promise.set_result(outcome)
@@ -235,10 +252,17 @@ class CodeVerifier:
                     return _CLOSED
                 self.num_sandbox_failures += 1
             return "undecided", "sandbox", str(error)
+        except Exception as error:  # the border of the thread: whatever went wrong, the caller gets a verdict
+            runner.close()
+            return "undecided", "error", f"{type(error).__name__}: {error}"[:200]
         if outcome[1] == "deadline":
             with self._lock:
                 self.num_deadline_kills += 1
         return outcome
+
+
+def _key(program: str, tests: CodeTests) -> tuple[str, str]:
+    return hashlib.sha256(program.encode(errors="replace")).hexdigest(), tests.content_hash
 
 
 def _settled(status: Any, stage: str, reason: str) -> Future[Verdict]:

@@ -54,6 +54,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self.answer: Answer = run_code
+        self.misbehave: Callable[[BaseHTTPRequestHandler], None] | None = None
         self.requests: list[dict[str, Any]] = []
         sandbox = self
 
@@ -61,6 +62,9 @@ class Sandbox:
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 sandbox.requests.append(request)
+                if sandbox.misbehave is not None:
+                    sandbox.misbehave(self)
+                    return
                 status, body = sandbox.answer(request)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -79,6 +83,17 @@ class Sandbox:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def half_an_answer(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"status": ')
+
+
+def nonsense(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"what?\r\n\r\n")
 
 
 @pytest.fixture
@@ -157,6 +172,16 @@ def test_a_sandbox_that_fails_makes_no_program_wrong(
     assert len(sandbox.requests) == attempts and verifier.num_sandbox_failures == 1
     sandbox.answer = run_code
     assert verifier.submit(response("print(2 * int(input()))"), DOUBLE).result(60).correct  # it was not remembered
+
+
+@pytest.mark.parametrize("misbehave", [half_an_answer, nonsense, lambda handler: None])
+def test_an_answer_that_breaks_off_is_no_answer(
+    misbehave: Callable[[BaseHTTPRequestHandler], None], verifier: CodeVerifier, sandbox: Sandbox
+) -> None:
+    sandbox.misbehave = misbehave
+    verdict = verifier.submit(response("print(1)"), DOUBLE).result(60)
+    assert (verdict.status, verdict.stage) == ("undecided", "sandbox"), verdict
+    assert len(sandbox.requests) == remote.ATTEMPTS and "no answer from" in verdict.reason
 
 
 def test_a_sandbox_that_recovers_is_asked_again(verifier: CodeVerifier, sandbox: Sandbox) -> None:

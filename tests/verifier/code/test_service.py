@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 import signal
@@ -120,6 +121,7 @@ def test_functions_and_methods_are_found(source: str, code_verifier: CodeVerifie
         "from resource import *\nsetrlimit(RLIMIT_STACK, (RLIM_INFINITY, RLIM_INFINITY))\nprint(2 * int(input()))",
         "import decimal\nprint(decimal.Decimal(input()) * 2)",
         "import asyncio\nprint(2 * int(input()))",
+        "import os, sys\nsys.stderr = open(os.devnull, 'w')\nprint(2 * int(input()))",
         "with open('scratch', 'w') as f: f.write(input())\nprint(2 * int(open('scratch').read()))",
         "import sys\nprint(2 * int(sys.stdin.buffer.read()))\nsys.exit()",
         "from functools import *\nprint(2 * int(input()), file=stdout)",
@@ -163,6 +165,24 @@ def test_a_repeated_program_is_not_run_again(code_verifier: CodeVerifier, monkey
     assert [v.correct for v in [*first, again]] == [True] * 5 and len(runs) == 1
     assert not code_verifier.submit(source, {"inputs": ["1"], "outputs": ["3"]}).result(60).correct  # other tests
     assert len(runs) == 2
+
+
+def test_the_text_of_tests_is_read_once_for_all_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr(service, "parse_tests", lambda tests: read.append(tests) or parse_tests(tests))
+    with CodeVerifier() as verifier:
+        verdicts = verifier.score(["none"] * 5 + [RIGHT], [json.dumps(DOUBLE)] * 6)
+    assert [v.correct for v in verdicts] == [False] * 5 + [True] and read == [json.dumps(DOUBLE)]
+
+
+def test_a_fault_of_our_own_is_a_verdict_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(service, "judge", broken)
+    with CodeVerifier() as verifier:
+        verdict = verifier.submit(RIGHT, DOUBLE).result(10)
+        assert (verdict.status, verdict.stage, verdict.reason) == ("undecided", "error", "KeyError: 'oops'")
 
 
 # -----------------------------------------------------------------------------
