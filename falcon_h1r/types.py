@@ -53,7 +53,7 @@ class Trace:
     problem: Problem
     teacher: str
     reasoning: str  # what stands between <think> and </think>
-    response: str  # what follows </think>; holds the answer in \boxed{}
+    response: str  # what follows </think>; holds the answer in \boxed{}, or a fenced program
     weight: float = 1.0  # multiplies the loss of every token of the assistant's turn
 
 

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from falcon_h1r.types import InputError
-from falcon_h1r.verifier.code import CallCase, CodeTests, StdinCase, check_tests, parse_tests
-from falcon_h1r.verifier.code.formats import MAX_TESTS_BYTES
+from falcon_h1r.verifier.code import CallCase, CodeTests, StdinCase, check_tests, formats, parse_tests
 
 ECHO = CodeTests((StdinCase("1\n", "2\n"), StdinCase("3\n", "4\n")))
 ADD = CodeTests((CallCase([1, [2]], 3), CallCase([4, [5]], 9)), "add")
@@ -108,8 +107,10 @@ def test_a_packed_form_that_would_run_something_is_refused(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_packed_form_that_swells_is_not_swallowed_whole() -> None:
-    swollen = base64.b64encode(zlib.compress(pickle.dumps("9" * (MAX_TESTS_BYTES + 1)))).decode()
+def test_a_packed_form_that_swells_is_not_swallowed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MAX_TESTS_BYTES", 1 << 20)
+    swollen = base64.b64encode(zlib.compress(pickle.dumps("9" * (1 << 20)))).decode()
+    assert len(swollen) < 2000
     assert check_tests({"private_test_cases": swollen}).startswith("tests are neither JSON")
 
 

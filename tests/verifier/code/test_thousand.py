@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from falcon_h1r.verifier.code import CodeVerifier
 from tests.verifier.code.programs import FAMILIES
 
 PROGRAMS = [(right, *program) for right in (True, False) for family in FAMILIES for program in family.programs(right)]
-SAMPLE = PROGRAMS[:: len(PROGRAMS) // 60][:60]  # of every family, right and wrong
+SAMPLE = PROGRAMS[:: len(PROGRAMS) // 60][:60]  # right and wrong, of all kinds
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[CodeVerifier]:
+    with CodeVerifier(num_workers=2) as shared:
+        yield shared
 
 
 def misjudged(verifier: CodeVerifier, programs: list[tuple[bool, str, str, object]]) -> list[str]:
@@ -28,11 +36,11 @@ def test_the_thousand_are_a_thousand_different_programs() -> None:
     assert len(FAMILIES) == 50
 
 
-def test_a_sample_of_them_is_judged_without_an_error(code_verifier: CodeVerifier) -> None:
+def test_a_sample_of_them_is_judged_without_an_error(verifier: CodeVerifier) -> None:
     assert {right for right, *_ in SAMPLE} == {True, False}
-    assert misjudged(code_verifier, SAMPLE) == []
+    assert misjudged(verifier, SAMPLE) == []
 
 
 @pytest.mark.slow
-def test_all_of_them_are_judged_without_an_error(code_verifier: CodeVerifier) -> None:
-    assert misjudged(code_verifier, PROGRAMS) == []
+def test_all_of_them_are_judged_without_an_error(verifier: CodeVerifier) -> None:
+    assert misjudged(verifier, PROGRAMS) == []

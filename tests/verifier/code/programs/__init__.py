@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from tests.verifier.code.programs import graphs, numbers, sequences, text
+from tests.verifier.code.programs import graphs, lists, numbers, sequences, tables, text, words
 
-FAMILIES = (*numbers.FAMILIES, *text.FAMILIES, *sequences.FAMILIES, *graphs.FAMILIES)
+FAMILIES = tuple(
+    family for file in (numbers, text, words, sequences, lists, graphs, tables) for family in file.FAMILIES
+)
