@@ -79,6 +79,7 @@ class SourceConfig:
     family_field: Optional[str] = None
     difficulty_field: Optional[str] = None
     weight_field: Optional[str] = None
+    tests_field: Optional[str] = None  # unit tests of a program: such rows need no answer
     answer_after: Optional[str] = None  # the gold follows this mark ("####" in GSM8K)
     strip_pattern: Optional[str] = None  # a regular expression removed from the reasoning
     limit: Optional[int] = None  # read only so many rows
@@ -334,12 +335,25 @@ class ScalingConfig:
 
 
 @dataclass
+class CodeVerifierConfig:
+    """The sandboxes behind the code reward; see falcon_h1r.verifier.code."""
+
+    num_workers: int = 1  # programs that run at once, each on up to one core
+    cpu_seconds: float = 6.0  # of CPU time for one test: the budget that decides
+    deadline_seconds: float = 30.0  # for one test by the clock on the wall; beyond, it is undecided
+    memory_limit_gib: float = 1.0  # of a program's address space
+    max_tests: Optional[int] = None  # of one problem, the same ones for every response; null: all
+    sandbox_url: Optional[str] = None  # .../run_code of a sandbox elsewhere; null: this machine's
+
+
+@dataclass
 class VerifierConfig:
     """The pool of workers behind the reward."""
 
     num_workers: int = 1
     deadline_seconds: float = 5.0
     second_verifier: Optional[str] = None  # asked where the first says no
+    code: CodeVerifierConfig = field(default_factory=CodeVerifierConfig)  # for problems with tests
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 
 from falcon_h1r.config import (
     BenchmarkSuiteConfig,
+    CodeVerifierConfig,
     Config,
     CurateConfig,
     GRPOConfig,
@@ -81,6 +82,7 @@ def check_config(config: Config) -> None:
         raise InputError(f"evaluate.top_p={config.evaluate.top_p}: has to be above 0 and at most 1")
     if config.verifier.deadline_seconds <= 0:
         raise InputError(f"verifier.deadline_seconds={config.verifier.deadline_seconds}: has to be above 0")
+    _check_code_verifier(config.verifier.code)
     for key, number in _counts(config):
         _at_least(key, number, 1)
     _check_grpo(config.grpo)
@@ -197,6 +199,19 @@ def _check_grpo(grpo: GRPOConfig) -> None:
         )
 
 
+def _check_code_verifier(code: CodeVerifierConfig) -> None:
+    if code.cpu_seconds <= 0:
+        raise InputError(f"verifier.code.cpu_seconds={code.cpu_seconds}: has to be above 0")
+    if code.deadline_seconds < code.cpu_seconds:
+        raise InputError(
+            f"verifier.code.deadline_seconds={code.deadline_seconds}: below cpu_seconds={code.cpu_seconds}, so that "
+            "the wall clock would decide"
+        )
+    _at_least("verifier.code.memory_limit_gib", code.memory_limit_gib, 0.0625)
+    if code.sandbox_url is not None and not code.sandbox_url.startswith(("http://", "https://")):
+        raise InputError(f"verifier.code.sandbox_url={code.sandbox_url}: has to start with http:// or https://")
+
+
 def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
     _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier"))
     for key, names, choices in (
@@ -236,6 +251,8 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("evaluate.num_samples", config.evaluate.num_samples),
         ("evaluate.max_slots", config.evaluate.max_slots),
         ("verifier.num_workers", config.verifier.num_workers),
+        ("verifier.code.num_workers", config.verifier.code.num_workers),
+        ("verifier.code.max_tests", config.verifier.code.max_tests),
         ("benchmark.repeats", config.benchmark.repeats),
         ("benchmark.grpo_problems", config.benchmark.grpo_problems),
         ("benchmark.grpo_rollouts", config.benchmark.grpo_rollouts),

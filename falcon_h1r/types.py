@@ -31,7 +31,7 @@ def content_hash(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with a gold answer that the verifier can judge."""
+    """A question with a gold answer that the verifier can judge, or with tests that a program has to pass."""
 
     uid: str  # content_hash(question), unless the source brings its own
     question: str
@@ -39,6 +39,7 @@ class Problem:
     family: str = "unknown"  # "addition", "gsm8k", ...: the row of the accuracy table
     difficulty: Difficulty | None = None
     domain: str = "math"
+    tests: str | None = None  # JSON that falcon_h1r.verifier.code.parse_tests reads; the answer may be empty then
 
     @classmethod
     def from_question(cls, question: str, answer: str, **rest: Any) -> Problem:
@@ -52,7 +53,7 @@ class Trace:
     problem: Problem
     teacher: str
     reasoning: str  # what stands between <think> and </think>
-    response: str  # what follows </think>; holds the answer in \boxed{}
+    response: str  # what follows </think>; holds the answer in \boxed{}, or a fenced program
     weight: float = 1.0  # multiplies the loss of every token of the assistant's turn
 
 

@@ -2,6 +2,7 @@
 
     python recipes/curate.py experiment=quickstart
     python recipes/curate.py curate.source.path=traces.jsonl curate.source.reasoning_field=solution
+    python recipes/curate.py curate.source.path=code.jsonl curate.source.tests_field=input_output ...
 
 Writes traces.jsonl (SFT), rl.jsonl, dev.jsonl, eval.jsonl (problems), dropped.jsonl (with the reason of each) and
 summary.json. A file of traces gives traces.jsonl and dropped.jsonl; without one, problems are generated.
@@ -10,6 +11,7 @@ summary.json. A file of traces gives traces.jsonl and dropped.jsonl; without one
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from falcon_h1r.entry import run_recipe
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
     from falcon_h1r.types import Problem
+    from falcon_h1r.verifier.code import CodeVerifier
 
 
 def check(config: Config) -> None:
@@ -53,8 +56,12 @@ def _curate(config: Config, folder: Path) -> None:
         print(f"curate: {len(traces):,} traces, {corpus.num_checked:,} answers recomputed by sympy", flush=True)
     else:
         traces = load_traces(config.curate.source)
-    with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds) as verifier:
-        curated = curate_traces(traces, config.curate, verifier.score)
+    with ExitStack() as stack:
+        verifier = stack.enter_context(Verifier(config.verifier.num_workers, config.verifier.deadline_seconds))
+        score_code = None
+        if any(trace.problem.tests is not None for trace in traces):
+            score_code = stack.enter_context(_code_verifier(config)).score
+        curated = curate_traces(traces, config.curate, verifier.score, score_code)
     summary = curated.summary()
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))
@@ -63,6 +70,26 @@ def _curate(config: Config, folder: Path) -> None:
         write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
+
+
+def _code_verifier(config: Config) -> CodeVerifier:
+    from falcon_h1r.types import InputError
+    from falcon_h1r.verifier.code import CodeVerifier
+    from falcon_h1r.verifier.sandbox import SandboxUnavailable
+
+    code = config.verifier.code
+    try:
+        return CodeVerifier(
+            num_workers=code.num_workers,
+            cpu_seconds=code.cpu_seconds,
+            deadline_seconds=code.deadline_seconds,
+            memory_limit_bytes=int(code.memory_limit_gib * 2**30),
+            max_tests=code.max_tests,
+            seed=config.seed,
+            sandbox_url=code.sandbox_url,
+        )
+    except SandboxUnavailable as error:
+        raise InputError(f"verifier.code: {error}") from None
 
 
 if __name__ == "__main__":

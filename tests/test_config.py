@@ -229,6 +229,12 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("launch.num_nodes=0", "launch.num_nodes=0"),
         ("scaling.trace_score=best", "scaling.trace_score=best"),
         ("scaling.keep_share=10", "scaling.keep_share=10"),
+        ("verifier.code.num_workers=0", "verifier.code.num_workers=0"),
+        ("verifier.code.max_tests=0", "verifier.code.max_tests=0"),
+        ("verifier.code.cpu_seconds=0", "verifier.code.cpu_seconds=0"),
+        ("verifier.code.deadline_seconds=2", "verifier.code.deadline_seconds=2"),
+        ("verifier.code.memory_limit_gib=0.01", "verifier.code.memory_limit_gib=0.01"),
+        ("verifier.code.sandbox_url=localhost", "verifier.code.sandbox_url=localhost"),
     ],
 )
 def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: str, key: str) -> None:

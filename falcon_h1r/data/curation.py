@@ -2,6 +2,7 @@
 
     one teacher -> reasoning and answer present -> a final \\boxed{} -> correct -> weighted by difficulty
 
+A problem with tests has a fenced program in the place of the box, and programs are judged by those tests.
 Cheap tests come first, so that only what passes them is verified. A trace that is dropped keeps its reason.
 """
 
@@ -15,15 +16,17 @@ from typing import Any
 from falcon_h1r.config import CurateConfig
 from falcon_h1r.data.difficulty import difficulty_weight, hardness
 from falcon_h1r.types import InputError, Trace, Verdict, to_row
+from falcon_h1r.verifier.code.extract import extract_program
 from falcon_h1r.verifier.extract import extract_boxed
 
-Score = Callable[[Sequence[str], Sequence[str]], list[Verdict]]  # predictions, golds -> verdicts
+Score = Callable[[Sequence[str], Sequence[str]], list[Verdict]]  # predictions, golds or tests -> verdicts
 
 SCORED_AT_ONCE = 4096
 
 # In the order in which they are looked for; NOT_CORRECT are the other statuses of a verdict.
 OTHER_TEACHER = "other_teacher"
-INCOMPLETE = EMPTY_REASONING, EMPTY_ANSWER, NO_BOX = "empty_reasoning", "empty_answer", "no_box"
+EMPTY_REASONING, EMPTY_ANSWER, NO_BOX, NO_PROGRAM = "empty_reasoning", "empty_answer", "no_box", "no_program"
+INCOMPLETE = (EMPTY_REASONING, EMPTY_ANSWER, NO_BOX, NO_PROGRAM)
 NOT_CORRECT = ("unverifiable_gold", "undecided", "wrong")
 NO_WEIGHT = "no_weight"
 REASONS = (OTHER_TEACHER, *INCOMPLETE, *NOT_CORRECT, NO_WEIGHT)
@@ -75,21 +78,31 @@ class CuratedTraces:
         }
 
 
-def curate_traces(traces: Sequence[Trace], config: CurateConfig, score: Score) -> CuratedTraces:
+def curate_traces(
+    traces: Sequence[Trace], config: CurateConfig, score: Score, score_code: Score | None = None
+) -> CuratedTraces:
     """Drop what is not to be learnt from, weigh the rest; order is kept.
 
     Args:
         traces: of any teachers.
         config: `keep_teacher`, `filters` and `weights` are read.
         score: verdicts on the responses against the golds, as Verifier.score gives them.
+        score_code: on programs against the problems' tests, as CodeVerifier.score gives them.
 
     Raises:
         InputError: if the teacher to keep wrote none of the traces.
+        ValueError: if a problem has tests and there is no `score_code`.
     """
     _check_teacher(traces, config.keep_teacher)
     reasons = [_incomplete(trace, config) for trace in traces]
     to_verify = [index for index, reason in enumerate(reasons) if reason is None]
-    verdicts = dict(zip(to_verify, _score_all([traces[index] for index in to_verify], score), strict=True))
+    with_tests = [index for index in to_verify if traces[index].problem.tests is not None]
+    without = [index for index in to_verify if traces[index].problem.tests is None]
+    if with_tests and score_code is None:
+        raise ValueError("problems with tests need score_code")
+    verdicts = dict(zip(without, _score_all([traces[index] for index in without], score), strict=True))
+    if score_code is not None:
+        verdicts |= zip(with_tests, _score_all([traces[index] for index in with_tests], score_code), strict=True)
     kept: list[Trace] = []
     dropped: list[DroppedTrace] = []
     for index, (trace, reason) in enumerate(zip(traces, reasons, strict=True)):
@@ -122,6 +135,8 @@ def _incomplete(trace: Trace, config: CurateConfig) -> str | None:
         return OTHER_TEACHER
     if config.filters.require_reasoning and not trace.reasoning.strip():
         return EMPTY_REASONING
+    if trace.problem.tests is not None:
+        return None if extract_program(trace.response) else NO_PROGRAM
     if config.filters.require_reasoning and not (trace.response.strip() and trace.problem.answer.strip()):
         return EMPTY_ANSWER
     if config.filters.require_boxed:
@@ -136,7 +151,11 @@ def _incomplete(trace: Trace, config: CurateConfig) -> str | None:
 def _score_all(traces: list[Trace], score: Score) -> Iterator[Verdict]:
     for start in range(0, len(traces), SCORED_AT_ONCE):
         batch = traces[start : start + SCORED_AT_ONCE]
-        yield from score([trace.response for trace in batch], [trace.problem.answer for trace in batch])
+        yield from score([trace.response for trace in batch], [_gold(trace) for trace in batch])
+
+
+def _gold(trace: Trace) -> str:
+    return trace.problem.answer if trace.problem.tests is None else trace.problem.tests
 
 
 def _weight(trace: Trace, config: CurateConfig) -> float:

@@ -6,6 +6,7 @@ Where a row's parts come from, for a file of the user's:
     gold        answer_field; with `answer_after`, what follows its last mark: `... #### 42` -> `42`
     reasoning   reasoning_field; without one, what precedes that mark. `strip_pattern` is removed from it
     response    what follows `</think>` in the reasoning; else its last \\boxed{}; else \\boxed{gold}
+    tests       tests_field; a row that has some needs no gold, and its response is else the last fenced program
 
 so that a trace which states a result of its own is judged by that, and only one that states none is taken at
 its source's word.
@@ -13,10 +14,11 @@ its source's word.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -33,6 +35,7 @@ from falcon_h1r.types import (
     problem_from_row,
     trace_from_row,
 )
+from falcon_h1r.verifier.code.extract import extract_program
 from falcon_h1r.verifier.extract import extract_boxed
 
 Record = TypeVar("Record")
@@ -119,23 +122,32 @@ def _read(source: SourceConfig, parse: Callable[[Row], Record]) -> Iterator[Reco
 
 def _problem(row: Row, source: SourceConfig, require_gold: bool) -> Problem:
     question = _text(row, source.question_field)
-    gold = _gold_and_solution(row, source)[0]
+    tests = _tests(row, source.tests_field)
+    gold = _gold_and_solution(row, source)[0] if tests is None else ""
     for name, text in ((source.question_field, question), (source.answer_field, gold)):
-        if not text.strip() and (require_gold or name == source.question_field):
+        if not text.strip() and ((require_gold and tests is None) or name == source.question_field):
             raise InputError(f"field {name!r} is empty")
-    family = _optional_text(row, source.family_field)
-    return Problem.from_question(question, gold, family=family or UNKNOWN, difficulty=_difficulty(row, source))
+    family = _optional_text(row, source.family_field) or UNKNOWN
+    problem = Problem.from_question(question, gold, family=family, difficulty=_difficulty(row, source))
+    return problem if tests is None else replace(problem, tests=tests, domain="code")
+
+
+def _tests(row: Row, name: str | None) -> str | None:
+    """A problem's tests as JSON text; None where the row has none. Whether they can be used, curation finds out."""
+    if name is None or (value := _field(row, name)) is None:
+        return None
+    return _text(row, name) if isinstance(value, str) else json.dumps(value)
 
 
 def _trace(row: Row, source: SourceConfig, strip_pattern: re.Pattern[str] | None) -> Trace:
     problem = _problem(row, source, require_gold=False)
     if source.reasoning_field is None:
-        reasoning = _gold_and_solution(row, source)[1]
+        reasoning = _gold_and_solution(row, source)[1] if problem.tests is None else ""
     else:
         reasoning = _optional_text(row, source.reasoning_field)
     if strip_pattern is not None:
         reasoning = strip_pattern.sub("", reasoning)
-    reasoning, response = _split_response(reasoning, problem.answer)
+    reasoning, response = _split_response(reasoning, problem)
     teacher = _optional_text(row, source.teacher_field)
     return Trace(problem, teacher or UNKNOWN, reasoning, response, _weight(row, source.weight_field))
 
@@ -151,14 +163,21 @@ def _gold_and_solution(row: Row, source: SourceConfig) -> tuple[str, str]:
     return gold.strip(), solution.strip()
 
 
-def _split_response(reasoning: str, gold: str) -> tuple[str, str]:
+def _split_response(reasoning: str, problem: Problem) -> tuple[str, str]:
     """Reasoning and response: see the head of this file."""
     before, end, after = reasoning.rpartition(THINK_END)
     if end:
-        return before.strip().removeprefix(THINK_START).strip(), after.strip()
-    stated = extract_boxed(reasoning)
-    reasoning = reasoning.strip().removeprefix(THINK_START).strip()
+        return _without_start(before), after.strip()
+    if problem.tests is not None:
+        program = extract_program(reasoning)
+        return _without_start(reasoning), "" if program is None else f"```python\n{program.rstrip()}\n```"
+    stated, gold = extract_boxed(reasoning), problem.answer
+    reasoning = _without_start(reasoning)
     return reasoning, rf"\boxed{{{gold if stated is None else stated}}}" if gold or stated else ""
+
+
+def _without_start(reasoning: str) -> str:
+    return reasoning.strip().removeprefix(THINK_START).strip()
 
 
 # -----------------------------------------------------------------------------
@@ -171,6 +190,8 @@ def own_problem(row: Row) -> Problem:
     for name in ("uid", "question", "answer", "family", "domain"):
         _text(row, name)
     _difficulty_named(row["difficulty"], "difficulty")
+    if row.get("tests") is not None:
+        _text(row, "tests")
     return problem_from_row(row)
 
 
@@ -189,7 +210,8 @@ def own_trace(row: Row) -> Trace:
 def _check_fields(row: Row, record: type[Problem] | type[Trace]) -> None:
     names = [field.name for field in fields(record)]
     for name in names:
-        _field(row, name)
+        if name != "tests":  # rows that were written before there were any
+            _field(row, name)
     if unknown := [name for name in row if name not in names]:
         raise InputError(f"unknown field {unknown[0]!r}: not a row that curation writes")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -32,9 +33,11 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _SECCOMP_ALL_THREADS = 1, 2
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _AND, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # of classic BPF, 32 bits each
 _DATA_NUMBER, _DATA_ARCHITECTURE, _DATA_ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
+_SOME_PROCESS = 0x7FEDCBA9  # stands in a filter for the process that it will bind; no process has this number
 _X32 = 0x40000000  # in the number of a call: the same kernel, other numbers
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on both architectures
+_HIGH_DESCRIPTOR = 128  # out of the way of whoever hands out the low ones before a view is applied
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = (
     1 << n for n in (0, 1, 2, 3, 5, 8, 14)
 )
@@ -87,17 +90,32 @@ def forbid_network_and_processes(threads: bool = True) -> None:
     Raises:
         SandboxUnavailable: without seccomp.
     """
-    support = sandbox_support()
-    if not support.machine or not support.seccomp:
-        raise SandboxUnavailable(f"this process cannot be confined: no {support.missing()[0]}")
-    _give_up_new_privileges()
-    instructions = filter_program(syscalls.judgements(os.getpid(), threads))
-    buffer = ctypes.create_string_buffer(instructions, len(instructions))
-    program = struct.pack("HxxxxxxP", len(instructions) // 8, ctypes.addressof(buffer))
-    number = syscalls.numbers()["seccomp"]
-    if done := _libc.syscall(number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, program):
-        why = f"thread {done} has filters of its own" if done > 0 else os.strerror(ctypes.get_errno())
-        raise SandboxUnavailable(f"the kernel refuses the seccomp filter: {why}")
+    CallFilter(threads).apply()
+
+
+class CallFilter:
+    """The filter of forbid_network_and_processes: made once, applied in every forked child.
+
+    Raises:
+        SandboxUnavailable: without seccomp.
+    """
+
+    def __init__(self, threads: bool = True) -> None:
+        support = sandbox_support()
+        if not support.machine or not support.seccomp:
+            raise SandboxUnavailable(f"this process cannot be confined: no {support.missing()[0]}")
+        self._number = syscalls.numbers()["seccomp"]
+        self._instructions = filter_program(syscalls.judgements(_SOME_PROCESS, threads))
+
+    def apply(self) -> None:
+        """Bind the calling process: all its threads, those that run already included."""
+        _give_up_new_privileges()
+        own = self._instructions.replace(struct.pack("I", _SOME_PROCESS), struct.pack("I", os.getpid()))
+        buffer = ctypes.create_string_buffer(own, len(own))
+        program = struct.pack("HxxxxxxP", len(own) // 8, ctypes.addressof(buffer))
+        if done := _libc.syscall(self._number, _SECCOMP_SET_MODE_FILTER, _SECCOMP_ALL_THREADS, program):
+            why = f"thread {done} has filters of its own" if done > 0 else os.strerror(ctypes.get_errno())
+            raise SandboxUnavailable(f"the kernel refuses the seccomp filter: {why}")
 
 
 def filter_program(judgements: Iterable[Judgement]) -> bytes:
@@ -160,13 +178,14 @@ class FileView:
     Args:
         scratch: a folder in which plain files may be made, read, written, renamed and removed, but no folders,
             links or devices; None: nothing may be written.
-        readable: files, and folders with all that is in them. What does not exist is skipped.
+        readable: files, and folders with all that is in them. What does not exist is skipped. /dev/null always is.
+        listed: folders whose names may be read, and those of the folders in them, but no file.
 
     Raises:
         SandboxUnavailable: without Landlock.
     """
 
-    def __init__(self, scratch: Path | None, readable: Iterable[Path]) -> None:
+    def __init__(self, scratch: Path | None, readable: Iterable[Path], listed: Iterable[Path] = ()) -> None:
         version = sandbox_support().landlock_version
         if not version:
             raise SandboxUnavailable(f"files cannot be kept from this process: no {sandbox_support().missing()[-1]}")
@@ -174,19 +193,19 @@ class FileView:
         network = 3 if version >= 4 else 0  # bind and connect; the seccomp filter refuses them too
         scope = 3 if version >= 6 else 0  # abstract unix sockets and signals of processes outside
         attributes = struct.pack("QQQ", files, network, scope)[: 8 if version < 4 else 16 if version < 6 else 24]
-        self._ruleset = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
-        if self._ruleset < 0:
+        made = _libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
+        if made < 0:
             raise SandboxUnavailable(f"the kernel refuses a Landlock ruleset: {os.strerror(ctypes.get_errno())}")
+        self._ruleset = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
+        os.close(made)
+        self._add(Path(os.devnull), (_READ_FILE | _WRITE_FILE | _TRUNCATE) & files)
         for path in readable:
             self._add(path, (_READ_FILE | _READ_DIR) & files)
+        for path in listed:
+            self._add(path, _READ_DIR & files)
         if scratch is not None:
             write = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _MAKE_REG | _REMOVE_FILE
             self._add(scratch, write & files)
-
-    @property
-    def descriptor(self) -> int:
-        """Of the ruleset; it has to be open when the view is applied."""
-        return int(self._ruleset)
 
     def _add(self, path: Path, rights: int) -> None:
         try:

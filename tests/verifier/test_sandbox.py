@@ -357,6 +357,8 @@ def test_a_child_dies_with_its_parent() -> None:
         here = os.getpid()
         if os.fork() == 0:
             sandbox.die_with_parent(here)
+            sandbox.drop_capabilities()  # which must not undo it
+            sandbox.forbid_network_and_processes()
             os.write(writer, b"ready")
             time.sleep(100)
         os.read(reader, 5)
