@@ -61,7 +61,7 @@ def _curate(config: Config, folder: Path) -> None:
         score_code = None
         if any(trace.problem.tests is not None for trace in traces):
             score_code = stack.enter_context(_code_verifier(config)).score
-        curated = curate_traces(traces, config.curate, verifier.score, score_code)
+        curated = curate_traces(traces, config.curate, verifier.score, score_code, verifier.check_gold)
     summary = curated.summary()
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))

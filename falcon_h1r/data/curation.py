@@ -19,15 +19,18 @@ from falcon_h1r.types import InputError, Trace, Verdict, to_row
 from falcon_h1r.verifier.code.extract import extract_program
 from falcon_h1r.verifier.extract import extract_boxed
 
+CheckGold = Callable[[str], bool]
 Score = Callable[[Sequence[str], Sequence[str]], list[Verdict]]  # predictions, golds or tests -> verdicts
 
 SCORED_AT_ONCE = 4096
+MAX_GOLDS_SHOWN = 20  # in the summary; dropped.jsonl has them all
 
 # In the order in which they are looked for; NOT_CORRECT are the other statuses of a verdict.
 OTHER_TEACHER = "other_teacher"
 EMPTY_REASONING, EMPTY_ANSWER, NO_BOX, NO_PROGRAM = "empty_reasoning", "empty_answer", "no_box", "no_program"
 INCOMPLETE = (EMPTY_REASONING, EMPTY_ANSWER, NO_BOX, NO_PROGRAM)
-NOT_CORRECT = ("unverifiable_gold", "undecided", "wrong")
+UNVERIFIABLE_GOLD = "unverifiable_gold"
+NOT_CORRECT = (UNVERIFIABLE_GOLD, "undecided", "wrong")
 NO_WEIGHT = "no_weight"
 REASONS = (OTHER_TEACHER, *INCOMPLETE, *NOT_CORRECT, NO_WEIGHT)
 
@@ -74,12 +77,19 @@ class CuratedTraces:
             "dropped_by_family": _count(dropped.trace.problem.family for dropped in self.dropped),
             "kept_by_difficulty": _count(str(trace.problem.difficulty) for trace in self.kept),
             "dropped_by_difficulty": _count(str(dropped.trace.problem.difficulty) for dropped in self.dropped),
+            "unverifiable_golds": sorted(
+                {d.trace.problem.answer for d in self.dropped if d.reason == UNVERIFIABLE_GOLD and d.detail}
+            )[:MAX_GOLDS_SHOWN],
             "mean_weight": round(sum(trace.weight for trace in self.kept) / max(1, len(self.kept)), 4),
         }
 
 
 def curate_traces(
-    traces: Sequence[Trace], config: CurateConfig, score: Score, score_code: Score | None = None
+    traces: Sequence[Trace],
+    config: CurateConfig,
+    score: Score,
+    score_code: Score | None = None,
+    check_gold: CheckGold | None = None,
 ) -> CuratedTraces:
     """Drop what is not to be learnt from, weigh the rest; order is kept.
 
@@ -87,6 +97,8 @@ def curate_traces(
         traces: of any teachers.
         config: `keep_teacher`, `filters` and `weights` are read.
         score: verdicts on the responses against the golds, as Verifier.score gives them.
+        check_gold: whether a gold can be judged against, as Verifier.check_gold says; asked once for every gold. What
+            cannot be is never scored: equal strings of broken notation prove nothing.
         score_code: on programs against the problems' tests, as CodeVerifier.score gives them.
 
     Raises:
@@ -95,6 +107,8 @@ def curate_traces(
     """
     _check_teacher(traces, config.keep_teacher)
     reasons = [_incomplete(trace, config) for trace in traces]
+    if check_gold is not None:
+        reasons = _with_gold_check(traces, reasons, check_gold)
     to_verify = [index for index, reason in enumerate(reasons) if reason is None]
     with_tests = [index for index in to_verify if traces[index].problem.tests is not None]
     without = [index for index in to_verify if traces[index].problem.tests is None]
@@ -107,7 +121,8 @@ def curate_traces(
     dropped: list[DroppedTrace] = []
     for index, (trace, reason) in enumerate(zip(traces, reasons, strict=True)):
         if reason is not None:
-            dropped.append(DroppedTrace(trace, reason))
+            detail = f"gold: {trace.problem.answer[:200]!r} cannot be read" if reason == UNVERIFIABLE_GOLD else ""
+            dropped.append(DroppedTrace(trace, reason, detail))
             continue
         verdict = verdicts[index]
         if not verdict.correct:
@@ -127,6 +142,19 @@ def _check_teacher(traces: Sequence[Trace], keep_teacher: str | None) -> None:
         raise InputError(
             f"curate.keep_teacher={keep_teacher}: wrote none of the traces (there are: {', '.join(teachers)})"
         )
+
+
+def _with_gold_check(traces: Sequence[Trace], reasons: list[str | None], check_gold: CheckGold) -> list[str | None]:
+    """The reasons so far, and UNVERIFIABLE_GOLD for what is left with a gold that cannot be read."""
+    readable: dict[str, bool] = {}
+    checked = list(reasons)
+    for index, (trace, reason) in enumerate(zip(traces, reasons, strict=True)):
+        if reason is None and trace.problem.tests is None:
+            gold = trace.problem.answer
+            if gold not in readable:
+                readable[gold] = check_gold(gold)
+            checked[index] = None if readable[gold] else UNVERIFIABLE_GOLD
+    return checked
 
 
 def _incomplete(trace: Trace, config: CurateConfig) -> str | None:

@@ -179,3 +179,23 @@ def test_a_longer_working_is_harder() -> None:
     assert hardness(Problem.from_question(short, "132", family="addition")) < hardness(
         Problem.from_question(long, "13289", family="addition")
     )
+
+
+def test_a_gold_that_cannot_be_read_is_asked_once_reported_and_never_scored() -> None:
+    broken = trace(gold=r"\frac{1}{", response=r"\boxed{2}")
+    fine = trace(gold="7", response=r"\boxed{7}")
+    asked: list[str] = []
+    scored: list[str] = []
+
+    def check_gold(gold: str) -> bool:
+        asked.append(gold)
+        return gold == "7"
+
+    def score_all(predictions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+        scored.extend(golds)
+        return [Verdict("correct", "string", "equal")] * len(golds)
+
+    curated = curate_traces([broken, fine, broken], CurateConfig(), score_all, check_gold=check_gold)
+    assert [len(curated.kept), [d.reason for d in curated.dropped]] == [1, ["unverifiable_gold"] * 2]
+    assert asked == [r"\frac{1}{", "7"] and scored == ["7"]
+    assert curated.summary()["unverifiable_golds"] == [r"\frac{1}{"]
