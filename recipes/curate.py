@@ -75,7 +75,7 @@ def _curate(config: Config, folder: Path) -> None:
 def _code_verifier(config: Config) -> CodeVerifier:
     from falcon_h1r.types import InputError
     from falcon_h1r.verifier.code import CodeVerifier
-    from falcon_h1r.verifier.sandbox import SandboxUnavailable
+    from falcon_h1r.verifier.workers.sandbox import SandboxUnavailable
 
     code = config.verifier.code
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from falcon_h1r.verifier.compare import UNREADABLE
 from falcon_h1r.verifier.equivalence import readings
-from falcon_h1r.verifier.exact import ExactEvaluator
 from falcon_h1r.verifier.extract import extract_boxed
-from falcon_h1r.verifier.notation import clean, compact
-from falcon_h1r.verifier.parameters import opened
-from falcon_h1r.verifier.rewrite import evaluate_matrices, items_of, with_coordinates, without_label
-from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, Undefined, free_symbols
+from falcon_h1r.verifier.reading.notation import clean, compact
+from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, BudgetExceeded, Node, Undefined, free_symbols
+from falcon_h1r.verifier.tree.parameters import opened
+from falcon_h1r.verifier.tree.rewrite import evaluate_matrices, items_of, with_coordinates, without_label
+from falcon_h1r.verifier.values.exact import ExactEvaluator
 
 _KEY_DIGITS = 15
 _NUM_KEY_POINTS = 2
@@ -59,8 +59,8 @@ def _scalar_key(node: Node) -> str:
     exact = ExactEvaluator()
     if exact.value(node) is not None or node.op in ("sym", "text"):
         return exact.key(node)
-    from falcon_h1r.verifier.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
-    from falcon_h1r.verifier.probe import points
+    from falcon_h1r.verifier.values.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
+    from falcon_h1r.verifier.values.probe import points
 
     names = free_symbols(node)
     mp = context(LOW_DIGITS)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from falcon_h1r.verifier.kinds import (
+from falcon_h1r.verifier.scalars import NeedsAlgebra, ScalarComparison
+from falcon_h1r.verifier.tree.kinds import (
     all_differ,
     as_set,
     is_set,
@@ -17,9 +18,9 @@ from falcon_h1r.verifier.kinds import (
     value_symbols,
     with_conditions,
 )
-from falcon_h1r.verifier.parameters import function_arguments, names_a_sequence, opened, renamed, renamings
-from falcon_h1r.verifier.realset import SetBuilder, same_set
-from falcon_h1r.verifier.rewrite import (
+from falcon_h1r.verifier.tree.node import Node, NotationError, NotNumeric, Undefined, free_symbols, negative, number
+from falcon_h1r.verifier.tree.parameters import function_arguments, names_a_sequence, opened, renamed, renamings
+from falcon_h1r.verifier.tree.rewrite import (
     as_matrix,
     evaluate_matrices,
     expand_signs,
@@ -32,8 +33,7 @@ from falcon_h1r.verifier.rewrite import (
     with_coordinates,
     without_label,
 )
-from falcon_h1r.verifier.scalars import NeedsAlgebra, ScalarComparison
-from falcon_h1r.verifier.tree import Node, NotationError, NotNumeric, Undefined, free_symbols, negative, number
+from falcon_h1r.verifier.values.realset import SetBuilder, same_set
 
 __all__ = ["UNREADABLE", "Comparison", "NeedsAlgebra"]
 
@@ -104,7 +104,7 @@ class Comparison(ScalarComparison):
             return False
         self.require_algebra()
         self.reach("structure")
-        from falcon_h1r.verifier.algebra import same_families
+        from falcon_h1r.verifier.values.algebra import same_families
 
         return same_families(families[0], families[1], self.meter())
 
@@ -138,7 +138,7 @@ class Comparison(ScalarComparison):
                 return False
             first = negative(first)
         self.require_algebra()
-        from falcon_h1r.verifier.algebra import proportional
+        from falcon_h1r.verifier.values.algebra import proportional
 
         return proportional(first, second, positive=a.name != "=", meter=self.meter())
 
@@ -271,7 +271,7 @@ class Comparison(ScalarComparison):
     # ------------------------------------------------------------------ sets of reals
     def parametric_sets(self, pair: list[Node], parameters: list[str]) -> bool:
         """Sets whose ends depend on parameters: the same at several values of these."""
-        from falcon_h1r.verifier.algebra import many_digit_sets
+        from falcon_h1r.verifier.values.algebra import many_digit_sets
 
         num_same = 0
         for values in _PARAMETER_VALUES:
@@ -299,7 +299,7 @@ class Comparison(ScalarComparison):
         if prediction.op == gold.op == "tuple":
             return self.vectors(prediction, gold)
         self.require_algebra()
-        from falcon_h1r.verifier.algebra import many_digit_sets
+        from falcon_h1r.verifier.values.algebra import many_digit_sets
 
         if parameters := free_symbols(pair[0]) & free_symbols(pair[1]) - _UNKNOWNS:
             return self.parametric_sets(pair, sorted(parameters))

@@ -11,11 +11,11 @@ from functools import lru_cache
 from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import UNREADABLE, Comparison, NeedsAlgebra
 from falcon_h1r.verifier.extract import extract_answer
-from falcon_h1r.verifier.notation import clean_parts, compact
-from falcon_h1r.verifier.parse_answer import parse_answer
-from falcon_h1r.verifier.remarks import Remark
-from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, BudgetExceeded, Node, NotationError
-from falcon_h1r.verifier.units import is_plain_number, without_unit
+from falcon_h1r.verifier.reading.notation import clean_parts, compact
+from falcon_h1r.verifier.reading.parse_answer import parse_answer
+from falcon_h1r.verifier.reading.remarks import Remark
+from falcon_h1r.verifier.reading.units import is_plain_number, without_unit
+from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, BudgetExceeded, Node, NotationError
 
 _MULTIPLE_CHOICE = "ABCDEFGHIJ"
 _LOOSE_DIVISION = re.compile(r"/\s*(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\w|\{[^{}]*\}))?\s*(?:\\[a-zA-Z]|[A-Za-z(])")

@@ -5,11 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from falcon_h1r.verifier.decimals import within_digits
-from falcon_h1r.verifier.exact import ExactEvaluator
-from falcon_h1r.verifier.realset import INFINITY
-from falcon_h1r.verifier.rewrite import substituted, with_decimal_logarithms
-from falcon_h1r.verifier.tree import (
+from falcon_h1r.verifier.tree.node import (
     MAX_EXACT_WORK,
     BudgetExceeded,
     Node,
@@ -19,9 +15,13 @@ from falcon_h1r.verifier.tree import (
     free_symbols,
     number,
 )
+from falcon_h1r.verifier.tree.rewrite import substituted, with_decimal_logarithms
+from falcon_h1r.verifier.values.decimals import within_digits
+from falcon_h1r.verifier.values.exact import ExactEvaluator
+from falcon_h1r.verifier.values.realset import INFINITY
 
 if TYPE_CHECKING:  # numeric imports mpmath, which only algebra needs
-    from falcon_h1r.verifier.numeric import Meter
+    from falcon_h1r.verifier.values.numeric import Meter
 
 _MAX_LEAF_COMPARISONS = 2_000
 _STAGES = ("number", "structure", "algebra")
@@ -91,7 +91,7 @@ class ScalarComparison:
     def meter(self) -> Meter:
         """What counts the numeric work of this comparison."""
         if self._meter is None:
-            from falcon_h1r.verifier.numeric import Meter
+            from falcon_h1r.verifier.values.numeric import Meter
 
             self._meter = Meter()
         return self._meter
@@ -167,7 +167,7 @@ class ScalarComparison:
         if not cases and contains(Node("list", (prediction, gold)), *_NO_SCALARS, "text"):
             return False
         self.require_algebra()
-        from falcon_h1r.verifier.algebra import (
+        from falcon_h1r.verifier.values.algebra import (
             close_constants,
             same_expression,
             same_up_to_constant,

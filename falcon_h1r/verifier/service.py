@@ -17,13 +17,13 @@ from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import NeedsAlgebra
 from falcon_h1r.verifier.equivalence import check_gold, judged
 from falcon_h1r.verifier.extract import extract_answer
-from falcon_h1r.verifier.pool import WorkerPool
-from falcon_h1r.verifier.process import Result
+from falcon_h1r.verifier.workers.pool import WorkerPool
+from falcon_h1r.verifier.workers.process import Result
 
 DEFAULT_DEADLINE_SECONDS = 1.2  # with a worker's start and a starved worker's extra time, a verdict within two
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
 _TASK = "falcon_h1r.verifier.equivalence:judge"
-_PRELOAD = ("falcon_h1r.verifier.algebra", "falcon_h1r.verifier.symbolic")
+_PRELOAD = ("falcon_h1r.verifier.values.algebra", "falcon_h1r.verifier.values.symbolic")
 _MAX_CACHE_BYTES = 32 << 20
 _MAX_CACHED_PAIR_BYTES = 4_000  # longer answers hardly repeat
 _ENTRY_BYTES = 700  # of a verdict, its reason, and the cache's own links

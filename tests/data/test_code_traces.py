@@ -17,7 +17,7 @@ from falcon_h1r.data.jsonl import read_jsonl, write_jsonl
 from falcon_h1r.data.sources import load_problems, load_traces
 from falcon_h1r.types import InputError, Problem, Trace, Verdict, problem_from_row, to_row
 from falcon_h1r.verifier.code import service as code_service
-from falcon_h1r.verifier.sandbox import SandboxSupport, sandbox_support
+from falcon_h1r.verifier.workers.sandbox import SandboxSupport, sandbox_support
 from recipes import curate as recipe
 
 TESTS = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}

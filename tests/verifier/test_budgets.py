@@ -5,8 +5,8 @@ import time
 import pytest
 
 from falcon_h1r.verifier import check_gold, verify
-from falcon_h1r.verifier.parse_answer import parse_answer
-from falcon_h1r.verifier.tree import BudgetExceeded
+from falcon_h1r.verifier.reading.parse_answer import parse_answer
+from falcon_h1r.verifier.tree.node import BudgetExceeded
 
 BOMBS = {
     "power": "9**9**9",

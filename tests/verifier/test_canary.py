@@ -92,7 +92,7 @@ from falcon_h1r.verifier import Verifier, canonical_answer, check_gold, verify
 pairs = json.load(sys.stdin)
 verify(r"\\boxed{\\sqrt{8}}", r"2\\sqrt{2}"), verify(r"\\boxed{\\int_0^1 x^2 dx}", r"\\frac{1}{3}")
 canonical_answer(r"\\boxed{\\sqrt{8}}"), canonical_answer(r"\\boxed{x+1}")
-import falcon_h1r.verifier.symbolic, falcon_h1r.verifier.worker
+import falcon_h1r.verifier.values.symbolic, falcon_h1r.verifier.workers.worker
 with Verifier(deadline_seconds=30.0) as verifier:
     verifier.submit(r"\\boxed{\\sqrt{8}}", r"2\\sqrt{2}").result()
     seen, watching = set(), True

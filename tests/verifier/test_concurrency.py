@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from falcon_h1r.types import Verdict
-from falcon_h1r.verifier import Verifier, pool, process, verify
-from falcon_h1r.verifier.pool import WorkerPool
+from falcon_h1r.verifier import Verifier, verify
+from falcon_h1r.verifier.workers import pool, process
+from falcon_h1r.verifier.workers.pool import WorkerPool
 
 PAIRS = Path(__file__).resolve().parents[2] / "../shared/verifier/dev_pairs.jsonl"
 PATIENCE = 60.0  # seconds for what should take one, on a loaded machine
@@ -385,7 +386,7 @@ def test_a_killed_parent_leaves_no_orphan_even_of_a_worker_that_computes(tmp_pat
     (tmp_path / "verifier_load_tasks.py").write_text(TASKS)
     code = (
         f"import sys, time; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from falcon_h1r.verifier.pool import WorkerPool\n"
+        "from falcon_h1r.verifier.workers.pool import WorkerPool\n"
         "pool = WorkerPool(1, 600.0, 1 << 30, 'verifier_load_tasks:play')\n"
         "pool.submit(['ok']).result(60); pool.submit(['spin', 500.0])\n"
         "print(*pool.process_ids(), flush=True); time.sleep(600)\n"

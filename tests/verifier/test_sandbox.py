@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from falcon_h1r.verifier import sandbox, syscalls
-from falcon_h1r.verifier.sandbox import SandboxSupport, SandboxUnavailable
+from falcon_h1r.verifier.workers import sandbox, syscalls
+from falcon_h1r.verifier.workers.sandbox import SandboxSupport, SandboxUnavailable
 
 pytestmark = pytest.mark.skipif(bool(sandbox.sandbox_support().missing()), reason="this kernel offers no confinement")
 
@@ -398,7 +398,7 @@ def test_both_tables_name_a_number_once(machine: str, monkeypatch: pytest.Monkey
 def test_a_process_full_of_modules_can_be_confined() -> None:
     code = """
 import asyncio, concurrent.futures, ctypes, decimal, email, http.client, multiprocessing, numpy, sqlite3, sympy, socket
-from falcon_h1r.verifier import sandbox
+from falcon_h1r.verifier.workers import sandbox
 from pathlib import Path
 import os
 sandbox.forbid_network_and_processes()
@@ -415,7 +415,8 @@ except PermissionError:
 
 def test_importing_it_is_cheap() -> None:
     code = (
-        "import sys, time; import falcon_h1r.verifier; start = time.process_time(); import falcon_h1r.verifier.sandbox;"
+        "import sys, time; import falcon_h1r.verifier; start = time.process_time();"
+        "import falcon_h1r.verifier.workers.sandbox;"
         "print(time.process_time() - start, [m for m in ('torch', 'sympy', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from falcon_h1r.verifier import Verifier, verify
-from falcon_h1r.verifier.pool import WorkerPool
+from falcon_h1r.verifier.workers.pool import WorkerPool
 
 ALGEBRA = [(rf"\boxed{{\sqrt{{{n * n * 2}}}}}", rf"{n}\sqrt{{2}}") for n in range(1, 30)]
 

@@ -9,8 +9,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from falcon_h1r.verifier import sandbox
-from falcon_h1r.verifier.sandbox import CallFilter, FileView
+from falcon_h1r.verifier.workers import sandbox
+from falcon_h1r.verifier.workers.sandbox import CallFilter, FileView
 
 STDIN, STDOUT, STDERR, REPORT, READY = range(5)  # the only descriptors that a program starts with; READY is closed
 

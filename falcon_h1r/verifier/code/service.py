@@ -21,7 +21,7 @@ from falcon_h1r.verifier.code.extract import extract_program
 from falcon_h1r.verifier.code.formats import CodeTests, parse_tests
 from falcon_h1r.verifier.code.judge import Outcome, Runner, chosen_cases, judge
 from falcon_h1r.verifier.code.local import LocalRunner, RunnerLost
-from falcon_h1r.verifier.sandbox import SandboxUnavailable, sandbox_support
+from falcon_h1r.verifier.workers.sandbox import SandboxUnavailable, sandbox_support
 
 MAX_PROGRAM_BYTES = 1 << 20
 OUTPUT_BYTES = 8 << 20  # of standard output or a result, for one test

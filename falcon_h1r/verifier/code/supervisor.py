@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from falcon_h1r.verifier.code import confined, frames, harness
 from falcon_h1r.verifier.code.confined import READY, REPORT, STDERR, STDOUT, Limits, Walls
-from falcon_h1r.verifier.sandbox import die_with_parent
+from falcon_h1r.verifier.workers.sandbox import die_with_parent
 
 _PARENT_IN, _PARENT_OUT = 0, 1
 _LOOK_SECONDS = 0.02  # how often threads and files are counted

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from falcon_h1r.verifier.code import confined, frames, harness, supervisor
-from falcon_h1r.verifier.sandbox import CallFilter, FileView, SandboxUnavailable
+from falcon_h1r.verifier.workers.sandbox import CallFilter, FileView, SandboxUnavailable
 
 # Loaded before anything is confined, with their shared libraries, so that no program has to read any of those.
 _PRELOADED = """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from falcon_h1r.verifier.code import CodeVerifier
-from falcon_h1r.verifier.sandbox import sandbox_support
+from falcon_h1r.verifier.workers.sandbox import sandbox_support
 
 
 @pytest.fixture(scope="session")

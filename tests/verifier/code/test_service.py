@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from falcon_h1r.types import Verdict
-from falcon_h1r.verifier import sandbox
 from falcon_h1r.verifier.code import CodeVerifier, local, service
 from falcon_h1r.verifier.code.formats import CodeTests, StdinCase, parse_tests
 from falcon_h1r.verifier.code.judge import chosen_cases
-from falcon_h1r.verifier.sandbox import SandboxSupport, SandboxUnavailable
+from falcon_h1r.verifier.workers import sandbox
+from falcon_h1r.verifier.workers.sandbox import SandboxSupport, SandboxUnavailable
 
 DOUBLE = {"inputs": [f"{n}\n" for n in range(6)], "outputs": [f"{2 * n}\n" for n in range(6)]}
 RIGHT = "```python\nprint(2 * int(input()))\n```"
@@ -348,7 +348,7 @@ def test_a_program_never_runs_where_a_wall_cannot_be_put_up(monkeypatch: pytest.
     """The kernel says yes when it is asked, and no when it comes to it: here, because of a lower limit of our own."""
     boot = local._BOOT.replace(
         "main(sys.argv[1], path)",
-        "from falcon_h1r.verifier.sandbox import CallFilter, SandboxUnavailable\n"
+        "from falcon_h1r.verifier.workers.sandbox import CallFilter, SandboxUnavailable\n"
         "def refuse(self): raise SandboxUnavailable('refused in this test')\n"
         "CallFilter.apply = refuse\nmain(sys.argv[1], path)",
     )

@@ -7,8 +7,8 @@ import unicodedata
 from functools import lru_cache
 
 from falcon_h1r.verifier.extract import unwrap_boxes
-from falcon_h1r.verifier.remarks import Remark, builder_family, split_remark, whole_answer
-from falcon_h1r.verifier.spellings import CURRENCIES, REWRITES, TRANSLATION, with_scripts
+from falcon_h1r.verifier.reading.remarks import Remark, builder_family, split_remark, whole_answer
+from falcon_h1r.verifier.reading.spellings import CURRENCIES, REWRITES, TRANSLATION, with_scripts
 
 _INVISIBLE = frozenset(("Cf", "Cc", "Cs", "Co", "Cn"))
 _THOUSANDS = re.compile(r"(?<![\d.,^_])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")

@@ -23,8 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from falcon_h1r.verifier import syscalls
-from falcon_h1r.verifier.syscalls import Condition, Judgement
+from falcon_h1r.verifier.workers import syscalls
+from falcon_h1r.verifier.workers.syscalls import Condition, Judgement
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import mpmath
 
-from falcon_h1r.verifier.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
-from falcon_h1r.verifier.probe import needs_symbols, points, positive_points, same_function, same_value
-from falcon_h1r.verifier.realset import INFINITY, SetBuilder
-from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric, Undefined, contains, free_symbols, number
+from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotNumeric, Undefined, contains, free_symbols, number
+from falcon_h1r.verifier.values.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
+from falcon_h1r.verifier.values.probe import needs_symbols, points, positive_points, same_function, same_value
+from falcon_h1r.verifier.values.realset import INFINITY, SetBuilder
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
@@ -49,7 +49,7 @@ def same_expression(
             return False
         if unbounded(a, b) and free_symbols(a) | free_symbols(b):
             raise BudgetExceeded("an unbounded sum in variables") from None
-        from falcon_h1r.verifier.symbolic import same_by_sympy
+        from falcon_h1r.verifier.values.symbolic import same_by_sympy
 
         return same_by_sympy(a, b)
     return bool(answer)

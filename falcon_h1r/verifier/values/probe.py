@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from falcon_h1r.verifier.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, NumericEvaluator, context
-from falcon_h1r.verifier.tree import Node, NotNumeric, Undefined, contains, free_symbols
+from falcon_h1r.verifier.tree.node import Node, NotNumeric, Undefined, contains, free_symbols
+from falcon_h1r.verifier.values.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, NumericEvaluator, context
 
 # Ranges of the points: small and larger positive values, both signs; then integers for factorials and (-1)^n; then
 # ranges mixed over the variables, for what has a value only where one of them is larger than another.

@@ -34,7 +34,7 @@ class WorkerProcess:
     """A fresh interpreter that runs worker.py. Driven by one thread, the one that starts it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        boot = _BOOT.format(module="falcon_h1r.verifier.worker")
+        boot = _BOOT.format(module="falcon_h1r.verifier.workers.worker")
         inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         self.process = subprocess.Popen(
             [sys.executable, "-s", "-P", "-B", "-c", boot, json.dumps({**settings, "parent": os.getpid()})],

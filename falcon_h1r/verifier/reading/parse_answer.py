@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from falcon_h1r.verifier.kinds import is_set
-from falcon_h1r.verifier.notation import clean_parts
-from falcon_h1r.verifier.parse_expression import ExpressionParser
-from falcon_h1r.verifier.rewrite import is_name, substituted
-from falcon_h1r.verifier.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
-from falcon_h1r.verifier.tree import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError, free_symbols
+from falcon_h1r.verifier.reading.notation import clean_parts
+from falcon_h1r.verifier.reading.parse_expression import ExpressionParser
+from falcon_h1r.verifier.reading.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
+from falcon_h1r.verifier.tree.kinds import is_set
+from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError, free_symbols
+from falcon_h1r.verifier.tree.rewrite import is_name, substituted
 
 RELATIONS = {
     "=": "=", "\\equiv": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"

@@ -7,8 +7,8 @@ function without parentheses takes the product that follows, up to the next func
 
 from __future__ import annotations
 
-from falcon_h1r.verifier.parse_operand import DECORATIONS, OperandParser, transposed
-from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotationError, negative
+from falcon_h1r.verifier.reading.parse_operand import DECORATIONS, OperandParser, transposed
+from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, negative
 
 _OPENERS = (
     "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from falcon_h1r.verifier.parse_numeral import NumeralParser, literal
-from falcon_h1r.verifier.tokens import UNIT_VECTORS, Token
-from falcon_h1r.verifier.tree import Node, NotationError, negative, number
+from falcon_h1r.verifier.reading.parse_numeral import NumeralParser, literal
+from falcon_h1r.verifier.reading.tokens import UNIT_VECTORS, Token
+from falcon_h1r.verifier.tree.node import Node, NotationError, negative, number
 
 _MATRICES = {"pmatrix": "", "bmatrix": "", "matrix": "", "array": "", "smallmatrix": "", "vmatrix": "det"}
 _CASES = ("cases", "dcases", "rcases", "aligned", "align", "gathered", "split")

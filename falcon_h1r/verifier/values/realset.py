@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from falcon_h1r.verifier.polynomial import MAX_DEGREE, rational_function, real_roots
-from falcon_h1r.verifier.tree import (
+from falcon_h1r.verifier.tree.node import (
     BudgetExceeded,
     Node,
     NotNumeric,
@@ -22,6 +21,7 @@ from falcon_h1r.verifier.tree import (
     negative,
     number,
 )
+from falcon_h1r.verifier.values.polynomial import MAX_DEGREE, rational_function, real_roots
 
 _MAX_ABSOLUTES = 3
 _WHOLE = ("set:Z", "set:N", "set:Z+")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
-from falcon_h1r.verifier.tree import MAX_BITS, MAX_EXACT_WORK, BudgetExceeded, Node, Undefined
+from falcon_h1r.verifier.tree.node import MAX_BITS, MAX_EXACT_WORK, BudgetExceeded, Node, Undefined
 
 _MAX_FACTORIAL = 4_000
 _MAX_ROOT = 64

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from falcon_h1r.verifier.remarks import NUMBER_WORDS
-from falcon_h1r.verifier.tokens import Token, tokenise
-from falcon_h1r.verifier.tree import MAX_DEPTH, MAX_DIGITS, BudgetExceeded, Node, NotationError, number
+from falcon_h1r.verifier.reading.remarks import NUMBER_WORDS
+from falcon_h1r.verifier.reading.tokens import Token, tokenise
+from falcon_h1r.verifier.tree.node import MAX_DEPTH, MAX_DIGITS, BudgetExceeded, Node, NotationError, number
 
 
 def literal(text: str) -> Node:

@@ -13,7 +13,7 @@ import weakref
 from concurrent.futures import Future
 from typing import Any
 
-from falcon_h1r.verifier.process import START_SECONDS, DeadlineMissed, Result, WorkerLost, WorkerProcess
+from falcon_h1r.verifier.workers.process import START_SECONDS, DeadlineMissed, Result, WorkerLost, WorkerProcess
 
 _TASKS_PER_PROCESS = 5_000  # then a fresh one: sympy's caches only grow
 _MAX_FAILED_STARTS = 3  # in a row; then no task waits for a worker until the next try

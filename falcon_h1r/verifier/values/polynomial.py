@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric, free_symbols
+from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotNumeric, free_symbols
 
 MAX_DEGREE = 12
 _TINY = 1e-25  # a many-digit coefficient below it is rounding
@@ -103,7 +103,7 @@ def real_roots(p: Polynomial) -> list[Any]:
     """
     if len(p) < 2:
         return []
-    from falcon_h1r.verifier.numeric import LOW_DIGITS, context
+    from falcon_h1r.verifier.values.numeric import LOW_DIGITS, context
 
     mp = context(LOW_DIGITS)
     squarefree = p

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
-from falcon_h1r.verifier.rewrite import substituted
-from falcon_h1r.verifier.tree import MAX_ITEMS, BudgetExceeded, Node, free_symbols, number
+from falcon_h1r.verifier.tree.node import MAX_ITEMS, BudgetExceeded, Node, free_symbols, number
+from falcon_h1r.verifier.tree.rewrite import substituted
 
 _MAX_PERMUTED = 4  # items of a tuple: 24 orders
 _MAX_VALUES = 40  # of an index

@@ -6,8 +6,8 @@ import functools
 import itertools
 import re
 
-from falcon_h1r.verifier.rewrite import expand_signs, is_equation, is_name, without_label
-from falcon_h1r.verifier.tree import Node, free_symbols
+from falcon_h1r.verifier.tree.node import Node, free_symbols
+from falcon_h1r.verifier.tree.rewrite import expand_signs, is_equation, is_name, without_label
 
 
 def all_differ(labels: list[str]) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 import sympy
 
-from falcon_h1r.verifier.exact import ExactEvaluator
-from falcon_h1r.verifier.tree import BudgetExceeded, Node, NotNumeric, free_symbols
+from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotNumeric, free_symbols
+from falcon_h1r.verifier.values.exact import ExactEvaluator
 
 _MAX_NODES = 120
 _MAX_NESTED = 8  # functions in each other

@@ -6,8 +6,8 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-from falcon_h1r.verifier.rewrite import is_equation, substituted, without_label
-from falcon_h1r.verifier.tree import Node, free_symbols
+from falcon_h1r.verifier.tree.node import Node, free_symbols
+from falcon_h1r.verifier.tree.rewrite import is_equation, substituted, without_label
 
 _MAX_RENAMED = 3
 _CONSTANTS = frozenset({"C", "c", "K", "k", "C_0", "C_1", "C_2", "C_3", "c_0", "c_1", "c_2", "c_3", *"ABD"})

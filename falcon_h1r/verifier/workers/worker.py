@@ -37,7 +37,7 @@ def _confine() -> list[str]:
     """Give up what the kernel can take; returns the layers that hold."""
     if sys.platform != "linux":
         return []
-    from falcon_h1r.verifier import sandbox
+    from falcon_h1r.verifier.workers import sandbox
 
     layers = {
         "no writing": lambda: sandbox.read_only_but(None, [Path("/")]),
@@ -56,7 +56,7 @@ def _confine() -> list[str]:
 def _die_with_parent(parent: int) -> None:
     """Have the kernel kill this process with the thread that started it, which drives it."""
     if sys.platform == "linux":
-        from falcon_h1r.verifier import sandbox
+        from falcon_h1r.verifier.workers import sandbox
 
         sandbox.die_with_parent(parent)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from falcon_h1r.verifier.tree import MAX_DEPTH, MAX_TOKENS, BudgetExceeded, NotationError
-from falcon_h1r.verifier.units import ABBREVIATIONS
+from falcon_h1r.verifier.reading.units import ABBREVIATIONS
+from falcon_h1r.verifier.tree.node import MAX_DEPTH, MAX_TOKENS, BudgetExceeded, NotationError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import mpmath
 
-from falcon_h1r.verifier.tree import (
+from falcon_h1r.verifier.tree.node import (
     MAX_NUMERIC_WORK,
     MAX_TOTAL_NUMERIC_WORK,
     BudgetExceeded,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from falcon_h1r.verifier.tree import Node
+from falcon_h1r.verifier.tree.node import Node
 
 MIN_GOLD_DIGITS = 7  # a decimal gold of so many significant digits accepts the exact value
 MIN_PREDICTION_DIGITS = 10  # a decimal prediction needs more: exact golds want exactness

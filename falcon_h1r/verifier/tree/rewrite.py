@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from falcon_h1r.verifier.tree import (
+from falcon_h1r.verifier.tree.node import (
     MAX_ITEMS,
     BudgetExceeded,
     Node,
