@@ -44,6 +44,10 @@ def _repeated_digit(match: re.Match[str]) -> str:
     return f"({digit}(10^{{{count}}}-1)/9)" if int(count) <= _MAX_REPEATED else match.group()
 
 
+def _half_of_day(match: re.Match[str]) -> str:
+    return rf" \text{{{match.group(1).lower()}m}}"
+
+
 def _ordinal(match: re.Match[str]) -> str:
     """12th as 12; 2st is a product."""
     count, ending, rest = match.groups()
@@ -185,8 +189,8 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
      _ordinal),
     ("万", r"(\d)\s*万", r"\1 \\cdot 10^4"),
     ("亿", r"(\d)\s*亿", r"\1 \\cdot 10^8"),
-    (":", r"(?i)(?<=:\d\d)\s*" + _TEXT + r"(a|p)\.?\s?m\b\.?\s*\}", r" \\text{\1m}"),
-    (":", r"(?i)(?<=:\d\d)\s*(a|p)\.?\s?m\b\.?", r" \1m"),
+    (":", r"(?i)(?<=:\d\d)\s*" + _TEXT + r"(a|p)\.?\s?m\b\.?\s*\}", _half_of_day),
+    (":", r"(?i)(?<=:\d\d)\s*(a|p)\.?\s?m\b\.?", _half_of_day),
     ("mod", r"\\text\s*\{\s*\(\s*mod(?:ulo)?\s+(\w+)\s*\)\s*\}", r"\\pmod{\1}"),
     ("(", r"(?<=\S)\s*\\text\s*\{\s*\((?![^)]*\b(?:or|but|and|not|am|pm)\b)[a-z ]{3,}\)\s*\}\s*$", ""),
     # a counter behind a number; 万 and its like multiply
