@@ -13,6 +13,7 @@ from falcon_h1r.verifier.tree.kinds import (
     all_differ,
     as_set,
     is_set,
+    labels_order,
     num_variables,
     same_function_label,
     value_symbols,
@@ -140,7 +141,7 @@ class Comparison(ScalarComparison):
         self.require_algebra()
         from falcon_h1r.verifier.values.algebra import proportional
 
-        return proportional(first, second, positive=a.name != "=", meter=self.meter())
+        return proportional(first, second, positive=a.name not in ("=", "!="), meter=self.meter())
 
     # ------------------------------------------------------------------ lists, tuples, matrices
     def collections(self, prediction: Node, gold: Node) -> bool:
@@ -162,11 +163,11 @@ class Comparison(ScalarComparison):
             items, gold_items = (
                 list(n.args) if n.op == "tuple" else i for n, i in ((prediction, items), (gold, gold_items))
             )
-        if "set" in (prediction.op, gold.op):
+        if "set" in (prediction.op, gold.op) or "or" in (prediction.name, gold.name):
             items, gold_items = self.distinct(items), self.distinct(gold_items)
         if len(items) != len(gold_items):
             return False
-        if all_differ(labels) and all_differ(gold_labels) and sorted(labels) == sorted(gold_labels):
+        if labels_order(labels, gold_labels):
             by_label = dict(zip(labels, items, strict=True))
             return all(self.same(by_label[name], item) for name, item in zip(gold_labels, gold_items, strict=True))
         if all_differ(labels) or all_differ(gold_labels):
@@ -301,7 +302,8 @@ class Comparison(ScalarComparison):
         self.require_algebra()
         from falcon_h1r.verifier.values.algebra import many_digit_sets
 
-        if parameters := free_symbols(pair[0]) & free_symbols(pair[1]) - _UNKNOWNS:
+        parameters = free_symbols(pair[0]) & free_symbols(pair[1]) - _UNKNOWNS
+        if parameters and max(map(num_variables, pair)) > 1:
             return self.parametric_sets(pair, sorted(parameters))
         builder = many_digit_sets(self.meter())
         try:

@@ -61,8 +61,9 @@ def is_text(answer: str) -> bool:
 
 
 _OPPOSITES = re.compile(
-    r"(?i)\b(increase|decrease|gain|loss|profit|north|south|east|west|left|right|up|down|am|pm|clockwise|"
-    r"counter-?clockwise|above|below)\b|°\s*(?:\\(?:text|mathrm)\s*\{\s*)?([NSEW])\b"
+    r"(?i)\b(increas(?:e|ing)|decreas(?:e|ing)|gain|loss|profit|north|south|east|west|left|right|up|down|am|pm|"
+    r"clockwise|counter-?clockwise|above|below|upwards?|downwards?|inwards?|outwards?|attractive|repulsive|convex|"
+    r"concave|maximum|minimum)\b|°\s*(?:\\(?:text|mathrm)\s*\{\s*)?([NSEW])\b"
 )
 
 
@@ -70,10 +71,12 @@ _COUNTED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\\(?:text|mathrm)\s?\{\s?([a
 
 
 @lru_cache(maxsize=1024)
-def _said_beside(answer: str) -> tuple[Remark, frozenset[str], dict[str, str]]:
+def _said_beside(answer: str) -> tuple[Remark, tuple[str, ...], dict[str, str]]:
     """(remark, directions, what is counted by number) of an answer."""
     value, remark = clean_parts(answer)
-    directions = frozenset(match.group().lower() for match in _OPPOSITES.finditer(value))
+    directions = tuple(match.group().lower() for match in _OPPOSITES.finditer(value))
+    if " of " not in value:  # north of east is not east of north
+        directions = tuple(sorted(directions))
     return remark, directions, {match.group(2): match.group(1) for match in _COUNTED.finditer(value)}
 
 

@@ -100,6 +100,7 @@ def extract_answer(text: str, after_think: bool = False, fallbacks: Sequence[str
     return None
 
 
+_AROUND = re.compile(r"^(?:\$+|\\[(\[]|\\displaystyle\b|\s)+(?=\\f?box)|(?<=\})(?:\$+|\\[)\]]|[.\s])+$")
 _MAX_FALLBACK_CHARS = 4_000  # an answer stands at the end
 FALLBACKS = {
     "answer": re.compile(r"(?i)\banswer\b[*_]{0,2}(?:\s+is|\s*[:=])[*_:]{0,3}\s*([^\n]+?)(?=\.(?:\s|$)|\n|$)"),
@@ -111,7 +112,7 @@ FALLBACKS = {
 
 def unwrap_boxes(answer: str) -> str:
     r"""The answer without a box around it: golds sometimes carry their own `\boxed{}`."""
-    stripped = answer.strip()
+    stripped = _AROUND.sub("", answer.strip())
     for _ in range(4):
         match = _BOX.match(stripped)
         if not match or stripped[match.end() : match.end() + 1] != "{":

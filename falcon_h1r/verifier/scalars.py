@@ -43,10 +43,12 @@ def index_names(*trees: Node) -> bool:
 
 def arbitrary_constants(a: Node, b: Node) -> frozenset[str]:
     """Constants of integration that both sums end in; a letter in a row of letters, a + b + c, is none."""
-    names = free_symbols(a) & free_symbols(b)
-    if a.op != "add" or b.op != "add" or names & {"a", "b", "A", "B"} or len(names) < 2:
+    if a.op != "add" or b.op != "add":
         return frozenset()
-    return names & {"C", "c", "K"}
+    names = free_symbols(a) | free_symbols(b)
+    if len(names) == 2:  # one variable and a constant
+        return names & {"C", "c", "K"}
+    return names & {"C"} if not names & {"A", "B", "D"} else frozenset()
 
 
 class NeedsAlgebra(Exception):

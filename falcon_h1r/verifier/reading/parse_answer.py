@@ -5,6 +5,7 @@ from __future__ import annotations
 from falcon_h1r.verifier.reading.notation import clean_parts
 from falcon_h1r.verifier.reading.parse_expression import ExpressionParser
 from falcon_h1r.verifier.reading.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
+from falcon_h1r.verifier.reading.spellings import changes_value
 from falcon_h1r.verifier.tree.kinds import is_set
 from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError, free_symbols
 from falcon_h1r.verifier.tree.rewrite import is_name, substituted
@@ -14,6 +15,7 @@ RELATIONS = {
 }  # fmt: skip
 _CLOSES = {"(": (")", "]", "\\rangle"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle", ")")}
 _MAX_PIECES = 60
+_MAX_NAME_CHARS = 40
 _IN_LABELS = (",", "|", "\\cap", "\\cup", "'")  # P(A | B) = ...
 _ALIGNED = ("aligned", "align", "split", "gathered")
 _FILLERS = ("is", "are", "a", "an", "the")
@@ -306,6 +308,19 @@ def _close(opening: str, closing: str, inner: Node) -> Node:
     return Node("tuple", inner.args, name=opening.replace("\\langle", "[") + closing.replace("\\rangle", "]"))
 
 
+def _tree(cleaned: str, tight_division: bool) -> Node:
+    """The tree of a cleaned answer; where only what stands before the last equals sign cannot be read, it is a name."""
+    try:
+        return AnswerParser(cleaned, tight_division).answer()
+    except NotationError:
+        name, equals, value = cleaned.rpartition("=")
+        if not equals or not name.strip() or len(name) > _MAX_NAME_CHARS or "=" in name or changes_value(name):
+            raise
+        if name.count("{") != name.count("}") or name.count("(") != name.count(")"):
+            raise
+        return AnswerParser(value, tight_division).answer()
+
+
 def parse_answer(answer: str, join_thousands: bool = True, tight_division: bool = False) -> Node:
     """The tree of an answer; raises NotationError or BudgetExceeded, and nothing else, on any text.
 
@@ -318,7 +333,7 @@ def parse_answer(answer: str, join_thousands: bool = True, tight_division: bool 
     cleaned, remark = clean_parts(answer, join_thousands)
     if not cleaned:
         raise NotationError("empty")
-    tree = AnswerParser(cleaned, tight_division).answer()
+    tree = _tree(cleaned, tight_division)
     if remark.listing and (written_out := enumerated(tree, remark.listing)) is not None:
         return written_out
     if not remark.parameters:

@@ -8,7 +8,8 @@ function without parentheses takes the product that follows, up to the next func
 from __future__ import annotations
 
 from falcon_h1r.verifier.reading.parse_operand import DECORATIONS, OperandParser, transposed
-from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, negative
+from falcon_h1r.verifier.reading.units import UNITS
+from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, free_symbols, negative
 
 _OPENERS = (
     "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "
@@ -22,8 +23,9 @@ _MAX_SIGNS = 6
 # words that say something else than what was counted
 _NOT_UNITS = frozenset(
     "am pm Am Pm AM PM to mod plus minus times over divided squared cubed factorial half dozen wrong not less more "
-    "otherwise if when where as but January February March April May June July August September October November "
-    "December".split()
+    "even odd prime only halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths "
+    "thousandths lakh lakhs crore crores score wins loses otherwise if when where as but January February March April "
+    "May June July August September October November December".split()
 )
 
 
@@ -79,6 +81,8 @@ class ExpressionParser(OperandParser):
             elif self.accept("/", "\\div"):
                 divisors.append(self.signed_factor())
             elif self.token.kind == "word" and self.token.text not in _NOT_UNITS and factors[0].op != "text":
+                if self.token.text not in UNITS and any(_is_no_count(factor) for factor in factors):
+                    raise NotationError("words behind something else than a number")
                 self.skip_unit()
                 if self.starts_factor():
                     raise NotationError("a value behind a unit")
@@ -116,6 +120,11 @@ class ExpressionParser(OperandParser):
                 self.position += 5
             elif ahead[0] in ("\\cdot", "*", "/") and self.peek().kind == "word":
                 self.advance()
+            elif ahead[:2] == ["/", "("] and self.peek(2).kind == "word":  # J/(kg K)
+                self.position += 2
+                while self.token.kind == "word":
+                    self.advance()
+                self.expect(")")
             else:
                 return
 
@@ -185,6 +194,11 @@ class ExpressionParser(OperandParser):
                 power = Node("func", (power,), name="factorial")
         self.depth -= 1
         return power
+
+
+def _is_no_count(node: Node) -> bool:
+    """Whether a factor is something that a word behind it would say more of: a variable, an interval."""
+    return node.op in ("tuple", "set", "list", "matrix") or bool(free_symbols(node))
 
 
 def _product(factors: list[Node]) -> Node:

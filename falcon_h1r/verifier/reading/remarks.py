@@ -28,8 +28,12 @@ _NATURAL = re.compile(
 _INTEGERS = re.compile(r"\\in\s*(?:\\mathbb\s*\{?\s*|\\)?Z\b|\binteger")
 _FREE = re.compile(r"\\in\b|\\forall|\b(?:constant|arbitrary|real|any|every|all|parameter|number)")
 _NOT_NAMES = re.compile(r"\\mathbb\s*\{?\s*[A-Z]\+?\s*\}?|\\[A-Za-z]+|\b[A-Za-z]{2,}\b|\ba (?=[a-z]{2})")
-_FURTHER = re.compile(r"\\text\s*\{[^{}]*\bor\b[^{}]*\}|\bor\b[^=]*=")
-_RESTRICTING = re.compile(r"\b(?:even|odd|prime|composite|divisible|multiple|negative)|\d+|[<>≤≥≠]")
+# a tail that goes on with further answers: "or", "and ... for ...", "4 for a = 2"
+_FURTHER = re.compile(
+    r"\\text\s*\{[^{}]*\b(?:or|and)\b[^{}]*\}|\bor\b[^=]*=|\b(?:for|if|when)\b.*[,;}].*\b(?:for|if|when)\b|\band \d"
+)
+_ASIDE = re.compile(r"\\text\s*\{\s*\((?:with|where|for)\b[^(){}]*\)\s*([,;]?)\s*\}(?=\s*[,;]?\s*\S)")
+_RESTRICTING = re.compile(r"\b(?:even|odd|prime|composite|divisible|multiple|negative)|\d+|[<>≤≥≠=]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class Remark:
         """Whether two values under these remarks are different answers, even if the values are equal."""
         if self.condition != other.condition:
             return True
-        return bool(self.restrictions and other.restrictions and self.restrictions != other.restrictions)
+        if self.restrictions and other.restrictions:
+            return self.restrictions != other.restrictions
+        return "=" in self.restrictions + other.restrictions  # the value at one point
 
 
 NO_REMARK = Remark()
@@ -84,13 +90,8 @@ _WHOLE_ANSWERS = tuple(
         (r"all real (?:numbers|values)|(?:all|every|any) reals?(?: numbers?)?", r"\mathbb{R}"),
     )
 )  # fmt: skip
-NUMBER_WORDS = {
-    word: str(value)
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ONES)}  # of bases: 1011_{\text{two}}
 _EXCEPT = re.compile(
     r"(?i)(?:all|every|any) real (?:numbers?|values?)(?: of [a-z])?,? (?:except|other than|but|besides)(?: for)?\s*"
     r"(?:[a-z]\s*=\s*)?(.+)"
@@ -111,6 +112,7 @@ def split_remark(text: str) -> tuple[str, Remark]:
         declared.append(match.group(1))
         return " "
 
+    text = _ASIDE.sub(r"\1 ", text) if "(" in text else text
     value = " ".join(_DECLARATION.sub(declaration, text).split()) if "\\in" in text else text
     tail = _TAIL.search(value)
     if tail is None or tail.start() == 0:
@@ -121,6 +123,9 @@ def split_remark(text: str) -> tuple[str, Remark]:
         kind = "condition"  # it goes on with more answers
     if kind == "detail" and _FREE.search(tail_text):
         declared.append(tail_text)
+    if kind == "listing" and "dots" in tail_text:
+        declared.append(f"{_PARAMETER.findall(_NOT_NAMES.sub(' ', tail_text))[0]} \\in \\mathbb{{N}}")
+        kind = ""
     parameters, domain = _declared(" , ".join(declared))
     return value.rstrip(" ,;("), Remark(
         parameters,
@@ -158,4 +163,4 @@ def whole_answer(text: str) -> str:
     for pattern, meaning in _WHOLE_ANSWERS:
         if pattern.fullmatch(words):
             return meaning
-    return NUMBER_WORDS.get(words.lower()) or _excepted(words) or text
+    return _excepted(words) or text

@@ -39,6 +39,11 @@ def _in_degrees(match: re.Match[str]) -> str:
     return f"({degrees}+{minutes}/60+{seconds or 0}/3600)°"
 
 
+def changes_value(words: str) -> bool:
+    """Whether words before a value make it another value: "not", "twice"."""
+    return re.search(_CHANGING, words) is not None
+
+
 def _repeated_digit(match: re.Match[str]) -> str:
     digit, count = match.groups()
     return f"({digit}(10^{{{count}}}-1)/9)" if int(count) <= _MAX_REPEATED else match.group()
@@ -107,8 +112,8 @@ _NUMERALS: tuple[tuple[str, str, Replacement], ...] = (
     ("(", r"(?<![\d.])(\d*\.\d*)\((\d+)\)(?![\d^])", r"\1\\overline{\2}"),
     ("\\dot", r"(?<![\d.])(\d*\.\d*)\s*\\dot\s*\{?\s*(\d)\s*\}?\s*(\d*)\s*\\dot\s*\{?\s*(\d)\s*\}?",
      r"\1\\overline{\2\3\4}"),
-    ("illion", r"(?i)(\d)\s*(?:" + _TEXT + r")?(million|billion|trillion)s?\b\s*\}?", _power_of_ten),
-    ("h", r"(?i)(\d)\s*(?:" + _TEXT + r")?(hundred|thousand)s?\b\s*\}?", _power_of_ten),
+    ("", r"(?i)(\d)\s*" + _TEXT + r"(hundred|thousand|million|billion|trillion)s?\b[^{}]*\}", _power_of_ten),
+    ("", r"(?i)(\d)\s*(hundred|thousand|million|billion|trillion)s?\b", _power_of_ten),
     # siunitx
     ("\\", r"\\(?:SI|qty)\s*(?:\[[^\]]*\])?\s*" + _GROUP + r"\s*" + _GROUP, r"\1"),
     ("\\", r"\\(?:unit|si)\s*" + _GROUP, " "),
@@ -192,7 +197,12 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     (":", r"(?i)(?<=:\d\d)\s*" + _TEXT + r"(a|p)\.?\s?m\b\.?\s*\}", _half_of_day),
     (":", r"(?i)(?<=:\d\d)\s*(a|p)\.?\s?m\b\.?", _half_of_day),
     ("mod", r"\\text\s*\{\s*\(\s*mod(?:ulo)?\s+(\w+)\s*\)\s*\}", r"\\pmod{\1}"),
-    ("(", r"(?<=\S)\s*\\text\s*\{\s*\((?![^)]*\b(?:or|but|and|not|am|pm)\b)[a-z ]{3,}\)\s*\}\s*$", ""),
+    ("(", r"(?<=\S)\s*\\text\s*\{\s*\((?![^)]*\b(?:or|but|and|not|am|pm)\b)[a-z ]{2,}\)\s*\}\s*$", ""),
+    ("(", r"(?<=\d)\s*\((?!or\b|and\b|not\b|mod\b|but\b)[a-z]{3,}(?: [a-z]+)*\)\s*$", ""),
+    (".", r"\\text\s*\{[^{}]*\.[^{}]*\}", lambda m: re.sub(r"(?<=[a-z])\.(?!\d)", "", m.group())),
+    ("", r"^\s*(?:\\text\s*\{\s*)?(?:USD|EUR|GBP|INR|Rs\.?)\s*\}?\s*(?=\d)", ""),
+    ("out", r"(\d+)\s*(?:\\text\s*\{\s*)?out of\s*\}?\s*(\d+)", r"\1/\2"),
+    ("\\cup", r"^([^()\[\]]*[<>≤≥][^()\[\]]*?)\\cup\b(?=[^()\[\]]*[<>≤≥][^()\[\]]*$)", r"\1 or "),
     # a counter behind a number; 万 and its like multiply
     ("", r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?![十百千万亿億半倍])[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
      r"\s*\}?\s*$", ""),
@@ -203,7 +213,7 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     ("=", r"^\s*=\s*", ""),
     ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*\b(?:is|are|equals|equal to|be|has|have)"
      r"(?: approximately)?\s*:?\s*\}\s*(?=\S)", ""),
-    ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*:\s*\}\s*(?=\S)", ""),
+    ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*:\s*\}\s*(?=\S)(?=[^:]*$)", ""),
     ("\\text", r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
     ("", r"^\s*(\\text\s*\{\s*)?(?:an?|[Tt]he)\s+(?=[a-z]{3})", r"\1"),
     ("", r"(?i)^\s*(?:\\text\s*\{\s*)?(?:option|choice|point|statement|answer)\s*\}?\s*(\(?[A-Z]\)?)\s*\}?\s*$", r"\1"),

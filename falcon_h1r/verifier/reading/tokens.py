@@ -37,6 +37,7 @@ _GREEK = frozenset(
 )
 _SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any mod".split())
 UNIT_VECTORS = ("i", "j", "k")
+_UNITS_AND_FUNCTIONS = ("sec", "min")
 _BOLD = ("mathbf", "textbf", "bf", "boldsymbol")
 _SEPARATORS = frozenset(("and", "or", "land", "lor", "wedge", "vee"))
 _TEXT_COMMANDS = frozenset(
@@ -88,7 +89,7 @@ class _Tokeniser:
             return False
         per = last.text == "/" and len(self.tokens) > 1 and self.tokens[-2].kind == "word"  # the s of m/s
         per = per or (last.text == "\\cdot" and self.tokens[-2].kind == "word")
-        return per or last.kind in ("num", "word") or last.text in ("}", ")", "°")
+        return per or last.text == "pi" or last.kind in ("num", "word") or last.text in ("}", ")", "°")
 
     def scan(self, text: str, words: bool = False) -> None:
         """Add the tokens of `text`; with `words`, letters are words: the content of a text command."""
@@ -104,7 +105,7 @@ class _Tokeniser:
             if match.lastgroup == "command":
                 position = self.command(match.group()[1:], text, position, spaced)
             elif match.lastgroup == "run":
-                self.run(match.group(), words, spaced)
+                self.run(match.group(), words, spaced, text[position : position + 2])
             elif match.lastgroup == "num":
                 self.add("num", match.group(), spaced)
             else:
@@ -117,10 +118,12 @@ class _Tokeniser:
         else:
             self.add("op", {"**": "^"}.get(op, op), spaced)
 
-    def run(self, run: str, words: bool, spaced: bool) -> None:
+    def run(self, run: str, words: bool, spaced: bool, following: str = "") -> None:
         """A run of letters: a function, a constant, a word, a unit, or variables side by side."""
         if run.lower() in ("and", "or"):
             self.add("sep", run.lower(), spaced)
+        elif run in _UNITS_AND_FUNCTIONS and self.after_value and not following.lstrip().startswith(("(", "{", "[")):
+            self.add("word", run, spaced)
         elif run in FUNCTIONS or run in _FUNCTION_SYNONYMS:
             self.add("func", _FUNCTION_SYNONYMS.get(run, run), spaced)
         elif run in ("binom", "binomial"):

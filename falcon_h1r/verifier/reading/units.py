@@ -12,9 +12,18 @@ ABBREVIATIONS = frozenset(
     "years cent "
     "cents units unit USD EUR dollar dollars".split()
 )
+# Units in words, also behind variables: 3x cm.
+UNITS = ABBREVIATIONS | frozenset(
+    "s m g h L J N W V K C F A meter meters metre metres centimeter centimeters centimetre centimetres kilometers "
+    "kilometres grams kilograms liters litres minutes minute seconds second degrees degree radians radian percent "
+    "square cubic pounds euros inches yards ohms volts watts joules newtons".split()
+)
 _SINGLE_LETTER = re.compile(
-    r"(-?\d+(?:\.\d+)?)\s*(?:\\(?:text|mathrm|rm)\s*)?"
+    r"(-?\d+(?:\.\d+)?)\s*(?:(?:\\(?:text|mathrm|rm)\s*)?"
     r"\{?\s*(?:s|m|g|h|L|l|N|J|W|V|K|C|F|A)\s*\}?(?:\^\{?[23]\}?)?"
+    r"|(?:\\(?:text|mathrm)\s*\{\s*)?[kM]?\s*\\Omega\s*\}?"
+    r"|\\mu\s*(?:\\(?:text|mathrm)\s*\{\s*[A-Za-z]{1,2}\s*\}|[mgsFA])"
+    r"|(?:m|km|cm|mm|mi|ft|g|kg|mg|J|N|W|V|L|mol|rad|rev|C)/(?:s|h|hr|min|sec|kg|m|L|mol|g|cm|K)(?:\^\{?[23]\}?)?)"
 )
 _PLAIN_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 

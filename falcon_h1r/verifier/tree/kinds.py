@@ -15,6 +15,17 @@ def all_differ(labels: list[str]) -> bool:
     return len(labels) > 1 and all(labels) and len({label.partition("_")[0] for label in labels}) == len(labels)
 
 
+def labels_order(labels: list[str], others: list[str]) -> bool:
+    """Whether both sides name their items by the same distinct names, and these are more than the roots x_1, x_2."""
+    if len(labels) < 2 or not all(labels) or len(set(labels)) != len(labels) or sorted(labels) != sorted(others):
+        return False
+    letters = {label.partition("_")[0] for label in labels}
+    return len(letters) > 1 or not letters <= _ROOTS
+
+
+_ROOTS = frozenset(("x", "z", "r", "t", "lambda"))
+
+
 def same_function_label(a: Node, b: Node) -> bool:
     """Whether two labels may name one function: f(x) and y, or f(x) and g(x), but not f(x) and x."""
     if a.args[0].op != "sym" or b.args[0].op != "sym":
@@ -41,7 +52,7 @@ def value_symbols(node: Node) -> frozenset[str]:
 
 def with_conditions(node: Node) -> tuple[Node, tuple[Node, ...]]:
     """(value, conditions) of "ln x^2, x > 0": one value, then inequalities in its own variables alone."""
-    if node.op != "list" or len(node.args) < 2:
+    if node.op != "list" or len(node.args) < 2 or node.name == "or":
         return node, ()
     value, *conditions = node.args
     if is_set(value) or value.op in ("list", "set", "text") or not all(_is_inequality(c) for c in conditions):

@@ -80,7 +80,7 @@ CONSTANTS = frozenset({"pi", "e", "i", "oo"})
 
 def free_symbols(node: Node) -> frozenset[str]:
     """Names of the variables in the tree; an index bound by a sum, a limit or an integral is none."""
-    names = {n.name for n in node.walk() if n.op == "sym" and n.name not in CONSTANTS}
+    names = {n.name for n in node.walk() if n.op == "sym" and n.name not in CONSTANTS and n.name[:4] != "set:"}
     bound = {n.name.partition(":")[2] for n in node.walk() if n.op == "big"}
     return frozenset(names - bound)
 

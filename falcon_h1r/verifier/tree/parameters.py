@@ -11,7 +11,9 @@ from falcon_h1r.verifier.tree.rewrite import is_equation, substituted, without_l
 
 _MAX_RENAMED = 3
 _CONSTANTS = frozenset({"C", "c", "K", "k", "C_0", "C_1", "C_2", "C_3", "c_0", "c_1", "c_2", "c_3", *"ABD"})
+_VARIABLES = frozenset((*"xyztuvwsrn", "theta", "phi"))
 _CAPITALS = frozenset("ABD")
+_FAMILY_LETTERS = _CONSTANTS - {"D"} | {"a", "b", "m", "alpha", "beta", "lambda"}
 _LINE_PARAMETERS = frozenset(("t", "s", "k", "lambda", "mu"))  # of the points of a line: (3t, 4t)
 _POINTS = ("tuple", "list")
 
@@ -40,7 +42,7 @@ def function_parameters(node: Node) -> frozenset[str]:
     """Names in f(x) = ... that are not its arguments: the family's free constants."""
     if not is_equation(node) or len(node.args) != 2:
         return frozenset()
-    arguments = [a for a in function_arguments(node.args[0]) if a.isalpha()]
+    arguments = [a for a in function_arguments(node.args[0]) if a.isalpha() and "(" in node.args[0].name]
     return free_symbols(node.args[1]) - set(arguments) if arguments else frozenset()
 
 
@@ -49,15 +51,34 @@ def renamed(node: Node, names: Mapping[str, str]) -> Node:
     return substituted(node, {old: Node("sym", name=new) for old, new in names.items()})
 
 
-def _are_constants(names: set[str], shared: frozenset[str]) -> bool:
-    """Whether these are usual letters for constants of integration beside these other variables.
-
-    A constant stands beside a variable in small type; a, b or A, B beside it say that it continues an alphabet.
-    """
-    if not names <= _CONSTANTS or not any(name.islower() for name in shared):
+def _are_constants(own: list[str], others: list[str], prediction: Node, gold: Node) -> bool:
+    """Whether these are arbitrary constants by their letters and by where they stand: + C, or in front of a term."""
+    if not {*own, *others} <= _CONSTANTS:
         return False
-    lower_case = {name for name in names if name in ("c", "k")}
-    return not (lower_case and shared & {"a", "b", "m", "E"}) and not (names & _CAPITALS and shared & {*"ABCD"})
+    if {*own, *others} & _CAPITALS:  # A and B only in the place of C_1 and C_2
+        indexed = [all("_" in name for name in names) for names in (own, others)]
+        if len(own) < 2 or indexed[0] == indexed[1]:
+            return False
+    return all(_stands_as_constant(name, tree) for names, tree in ((own, prediction), (others, gold)) for name in names)
+
+
+def _stands_as_constant(name: str, answer: Node) -> bool:
+    """Whether a name stands as an arbitrary constant does: small letters once and added, beside one variable; C and
+    letters with an index anywhere but in a function; other capitals as a factor of a term.
+    """
+    value = without_label(answer)
+    terms = value.args if value.op == "add" else (value,)
+    constant = Node("sym", name=name)
+    others = free_symbols(value) - _CONSTANTS
+    if any(constant in f.walk() for f in value.walk() if f.op == "func"):
+        return False
+    if name == "C" or "_" in name:
+        return bool(others)
+    if sum(node == constant for node in value.walk()) != 1:
+        return False
+    if constant in terms:
+        return len(others) == 1 and others <= _VARIABLES
+    return not name.islower() and any(term.op == "mul" and constant in term.args for term in terms) and len(terms) > 1
 
 
 def _bare(node: Node) -> set[str]:
@@ -88,12 +109,14 @@ def renamings(
     if len(own) != len(others) or not 0 < len(own) <= _MAX_RENAMED:
         return
     declared = set(own) <= free or set(others) <= gold_free
-    constants = _are_constants({*own, *others}, names & gold_names) and not {*own, *others} & {
-        *_bare(prediction),
-        *_bare(gold),
-    }
+    bare = {*_bare(prediction), *_bare(gold)}
+    constants = not {*own, *others} & bare and _are_constants(own, others, prediction, gold)
     lines = {*own, *others} <= _LINE_PARAMETERS and all(without_label(n).op in _POINTS for n in (prediction, gold))
-    families = set(own) <= function_parameters(prediction) and set(others) <= function_parameters(gold)
+    families = (
+        {*own, *others} <= _FAMILY_LETTERS
+        and set(own) <= function_parameters(prediction)
+        and set(others) <= function_parameters(gold)
+    )
     if not (declared or constants or families or lines):
         return
     for order in itertools.permutations(others):

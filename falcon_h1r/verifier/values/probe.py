@@ -19,6 +19,7 @@ from falcon_h1r.verifier.values.numeric import HIGH_DIGITS, LOW_DIGITS, Meter, N
 _RANGES = ((0.2, 1.4), (1.0, 4.0), (-3.0, 3.0), (-1.5, 1.5), (4.0, 12.0))
 _NUM_INTEGER_POINTS = 3
 _NUM_MIXED_POINTS = 6
+_NUM_POSITIVE_POINTS = 20
 _ENOUGH_POINTS = len(_RANGES) + _NUM_INTEGER_POINTS
 _MAX_BREAKS = 6  # constants around which cases are looked at
 _CONFIRMED_POINTS = 3  # by many digits, against near identities
@@ -74,12 +75,10 @@ def breaking_points(names: frozenset[str], *trees: Node) -> list[dict[str, Any]]
 
 
 def positive_points(names: frozenset[str]) -> list[dict[str, Any]]:
-    """Points at which every variable is positive, as lengths and most quantities of physics are."""
-    positive = [ends for ends in _RANGES if ends[0] > 0]
-    return [
-        {n: low + (high - low) * _fraction_of(n, 500 + index) for n in names}
-        for index, (low, high) in enumerate(positive * 3)
-    ]
+    """Points at which every variable is positive, as lengths and most quantities of physics are: of sizes from 0.1 to
+    30, in every order.
+    """
+    return [{n: 0.1 * 300 ** _fraction_of(n, 500 + index) for n in names} for index in range(_NUM_POSITIVE_POINTS)]
 
 
 def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, meter: Meter, confirm: bool) -> bool | None:
@@ -129,6 +128,10 @@ def same_function(
     names = free_symbols(a) | free_symbols(b)
     if any(n.op == "func" and n.name == "factorial2" for tree in (a, b) for n in tree.walk()):
         integers = names  # between integers it has no agreed value
+    # names in the limits of a sum or a product count its terms
+    sums = [node for tree in (a, b) for node in tree.walk() if node.op == "big" and node.name[:3] in ("sum", "pro")]
+    counts = frozenset().union(*(free_symbols(limit) for node in sums for limit in node.args[1:]))
+    integers = integers | counts
     writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
     for real_only in (False,) if writes_i or not names else (True, False):
         answers: list[bool] = []
@@ -136,6 +139,8 @@ def same_function(
         for point in [{n: round(v) if n in integers else v for n, v in p.items()} for p in pieces] + points(
             names, integers
         ):
+            if any(point[name] < 1 for name in counts & names):
+                continue
             if not all(_holds(assumption, point, meter) for assumption in assumptions):
                 continue
             if len(answers) >= _ENOUGH_POINTS + len(pieces):
