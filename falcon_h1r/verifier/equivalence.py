@@ -67,7 +67,9 @@ _OPPOSITES = re.compile(
 )
 
 
-_COUNTED = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)\s?\\(?:text|mathrm)\s?\{\s?([a-zA-Z]{3,})")  # 3 boys and 2 girls
+_COUNTED = re.compile(r"(?<![\d.^_])(\d+(?:\.\d+)?) ?([a-zA-Z]{3,})")  # 3 boys and 2 girls
+_NAMED = re.compile(r"\b([a-zA-Z]{3,}):? ?(\d+(?:\.\d+)?)(?![\d.])")  # max 5, min 3
+_WRAPPER = re.compile(r"\\(?:text|mathrm|textbf) ?|[{}]")
 
 
 @lru_cache(maxsize=1024)
@@ -77,7 +79,9 @@ def _said_beside(answer: str) -> tuple[Remark, tuple[str, ...], dict[str, str]]:
     directions = tuple(match.group().lower() for match in _OPPOSITES.finditer(value))
     if " of " not in value:  # north of east is not east of north
         directions = tuple(sorted(directions))
-    return remark, directions, {match.group(2): match.group(1) for match in _COUNTED.finditer(value)}
+    words = " ".join(_WRAPPER.sub(" ", value).split()) if "\\text" in value or "\\mathrm" in value else ""
+    counts = {match.group(2): match.group(1) for match in _COUNTED.finditer(words)}
+    return remark, directions, counts or {match.group(1): match.group(2) for match in _NAMED.finditer(words)}
 
 
 def _contradicting(answer: str, gold: str) -> bool:
@@ -92,7 +96,7 @@ def _contradicting(answer: str, gold: str) -> bool:
     return len(counts) > 1 and counts.keys() == gold_counts.keys() and counts != gold_counts
 
 
-def _option_letter(compacted: str) -> str:
+def option_letter(compacted: str) -> str:
     """The letter of (C), C. and "C) 12"; "" for anything else."""
     prefix = _OPTION_PREFIX.match(compacted)
     if prefix:
@@ -124,8 +128,8 @@ def _same_strings(answer: str, gold: str) -> tuple[str, str] | None:
     (cleaned, key), (gold_cleaned, gold_key) = string_forms(answer), string_forms(gold)
     if key and key == gold_key:
         return "normalised", "the normalised strings are equal"
-    letter = _option_letter(key)
-    if letter and letter == _option_letter(gold_key):
+    letter = option_letter(key)
+    if letter and letter == option_letter(gold_key):
         values = _option_value(answer), _option_value(gold)
         if not all(values) or not all(map(is_plain_number, values)) or Fraction(values[0]) == Fraction(values[1]):
             return "normalised", "the same option"
@@ -154,7 +158,7 @@ def judge(answer: str | None, gold: str, algebra: bool = True) -> tuple[VerdictS
     if _contradicting(answer, gold):
         return "wrong", "remark", "what is said beside the values differs"
     value, gold_value = _option_value(answer), _option_value(gold)
-    if bool(value) != bool(gold_value) and not _option_letter(string_forms(answer if gold_value else gold)[1]):
+    if bool(value) != bool(gold_value) and not option_letter(string_forms(answer if gold_value else gold)[1]):
         return judge(value or answer, gold_value or gold, algebra)  # 12 for (B) 12
     try:
         golds = readings(gold)

@@ -28,6 +28,7 @@ _STAGES = ("number", "structure", "algebra")
 _NO_SCALARS = ("tuple", "set", "chain", "matrix", "union", "inter", "minus", "builder", "mod")
 
 
+_INTEGRATED = frozenset(("x", "t", "y", "u", "theta"))
 _INDEX_NAMES = frozenset("nmk")
 _OVER_INTEGERS = ("even", "odd", "floor", "ceil", "factorial", "factorial2", "binom")
 
@@ -46,7 +47,7 @@ def arbitrary_constants(a: Node, b: Node) -> frozenset[str]:
     if a.op != "add" or b.op != "add":
         return frozenset()
     names = free_symbols(a) | free_symbols(b)
-    if len(names) == 2:  # one variable and a constant
+    if len(names) == 2 and names & _INTEGRATED:  # one variable and a constant
         return names & {"C", "c", "K"}
     return names & {"C"} if not names & {"A", "B", "D"} else frozenset()
 

@@ -87,7 +87,8 @@ def clean(answer: str) -> str:
 
 def compact(cleaned: str) -> str:
     r"""A cleaned answer as a key: no spaces, no text wrappers, lower case unless it is one letter."""
-    key = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|rm|bf)(?![A-Za-z])\s*", "", cleaned)
+    key = re.sub(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", cleaned)
+    key = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|rm|bf)(?![A-Za-z])\s*", "", key)
     key = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", key)
     key = re.sub(r"\{\s*([A-Za-z0-9])\s*\}", r"\1", key)
     # a space that ends a command's name or stands between digits is needed, every other one is not

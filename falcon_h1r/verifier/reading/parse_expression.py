@@ -24,8 +24,8 @@ _MAX_SIGNS = 6
 _NOT_UNITS = frozenset(
     "am pm Am Pm AM PM to mod plus minus times over divided squared cubed factorial half dozen wrong not less more "
     "even odd prime only halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths "
-    "thousandths lakh lakhs crore crores score wins loses otherwise if when where as but January February March April "
-    "May June July August September October November December".split()
+    "thousandths lakh lakhs crore crores score wins loses at otherwise if when where as but January February March "
+    "April May June July August September October November December".split()
 )
 
 

@@ -199,10 +199,10 @@ def close_constants(
     mp = context(LOW_DIGITS)
     if mp.im(a) != 0 or mp.im(b) != 0 or max(abs(mp.mag(v)) for v in (a, b) if v) > _MAX_DECIMAL_BITS:
         return False
-    return tolerance(_fraction(mp.re(a)), prediction, _fraction(mp.re(b)), gold)
+    return tolerance(as_fraction(mp.re(a)), prediction, as_fraction(mp.re(b)), gold)
 
 
-def _fraction(value: Any) -> Fraction:
+def as_fraction(value: Any) -> Fraction:
     """A many-digit number as the fraction that it is."""
     return Fraction(*mpmath.libmp.to_rational(value._mpf_))
 
