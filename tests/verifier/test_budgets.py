@@ -7,6 +7,7 @@ import pytest
 from falcon_h1r.verifier import check_gold, verify
 from falcon_h1r.verifier.reading.parse_answer import parse_answer
 from falcon_h1r.verifier.tree.node import BudgetExceeded
+from falcon_h1r.verifier.values.exact import ExactEvaluator
 
 BOMBS = {
     "power": "9**9**9",
@@ -22,7 +23,7 @@ BOMBS = {
     "expansion": "(x+1)^{5000}-(x-1)^{5000}",
     "sum": r"\sum_{k=1}^{10^{9}} k",
     "nested sums": r"\sum_{a=1}^{999}\sum_{b=1}^{999}\sum_{c=1}^{999} abc",
-    "parentheses": "(" * 3000 + "1" + ")" * 3000,
+    "parentheses": "(x+" * 2000 + "1" + ")" * 2000,
     "fractions": r"\frac{1}{" * 500 + "2" + "}" * 500,
     "carets": "x^" * 500 + "x",
     "minus signs": "-" * 1399 + "x",
@@ -67,8 +68,12 @@ def test_beyond_the_budget_the_verdict_is_undecided() -> None:
 
 def test_nesting_is_bounded_by_count_and_not_by_the_stack() -> None:
     with pytest.raises(BudgetExceeded):
-        parse_answer("(" * 200 + "1" + ")" * 200)
-    assert parse_answer("(" * 15 + "1" + ")" * 15).value == 1
+        parse_answer("(1+" * 200 + "1" + ")" * 200)
+    assert ExactEvaluator().value(parse_answer("(1+" * 15 + "1" + ")" * 15)) == 16
+
+
+def test_pairs_of_parentheses_around_each_other_cost_nothing() -> None:
+    assert verify("\\boxed{" + "(" * 3000 + "7" + ")" * 3000 + "}", "7").correct
 
 
 def test_a_gold_is_verifiable_when_it_parses_within_the_budgets_or_is_plain_text() -> None:

@@ -43,6 +43,19 @@ def _join_thousands(text: str) -> str:
     return "".join(out)
 
 
+def _within_one_pair(text: str) -> str:
+    """((((x)))) as (x): a pair of parentheses directly around another says nothing."""
+    partner: dict[int, int] = {}
+    opened: list[int] = []
+    for position, character in enumerate(text):
+        if character == "(":
+            opened.append(position)
+        elif character == ")" and opened:
+            partner[opened.pop()] = position
+    dropped = {end for start, close in partner.items() if partner.get(start + 1) == close - 1 for end in (start, close)}
+    return "".join(character for position, character in enumerate(text) if position not in dropped)
+
+
 def _with_round_brackets(match: re.Match[str]) -> str:
     """]0, 1[ as (0, 1)."""
     low, body, high = match.groups()
@@ -73,6 +86,7 @@ def _rewritten(answer: str) -> tuple[str, Remark]:
         if needs in text:
             text = pattern.sub(replacement, text)
     text = " ".join(CURRENCIES.sub("", text).split())
+    text = _within_one_pair(text) if "((" in text else text
     text = _INTERVAL.sub(_with_round_brackets, text)
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from falcon_h1r.verifier.reading.parse_numeral import NumeralParser, literal
 from falcon_h1r.verifier.reading.tokens import UNIT_VECTORS, Token
-from falcon_h1r.verifier.tree.node import Node, NotationError, negative, number
+from falcon_h1r.verifier.tree.node import Node, NotationError, free_symbols, negative, number
 
 _MATRICES = {"pmatrix": "", "bmatrix": "", "matrix": "", "array": "", "smallmatrix": "", "vmatrix": "det"}
 _CASES = ("cases", "dcases", "rcases", "aligned", "align", "gathered", "split")
@@ -187,6 +187,11 @@ class OperandParser(NumeralParser):
         negated = self.accept("-")
         argument = self.factor()
         while self.starts_factor() and self.token.kind != "func" and self.token.text not in ("(", "[", "\\{", "|"):
+            complete = bool(free_symbols(argument))  # \sin t e^t is no sine of a product
+            if complete and (
+                self.token.text in ("\\frac", "\\sqrt") or (self.token.text == "e" and self.peek().text == "^")
+            ):
+                break
             argument = Node("mul", (argument, self.factor()))
         return (negative(argument) if negated else argument,)
 

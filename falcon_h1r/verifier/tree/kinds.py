@@ -23,7 +23,7 @@ def labels_order(labels: list[str], others: list[str]) -> bool:
     return len(letters) > 1 or not letters <= _ROOTS
 
 
-_ROOTS = frozenset(("x", "z", "r", "t", "lambda"))
+_ROOTS = frozenset(("x", "z", "r", "lambda"))
 
 
 def same_function_label(a: Node, b: Node) -> bool:
