@@ -1,0 +1,40 @@
+"""Accuracy on 2,799 pairs of our own: answers as people, programs and models write them, right ones and near misses.
+
+Most were written without a look at the rules; those that are judged wrong stay in, as the list of what to do next.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from falcon_h1r.verifier import check_gold, verify
+
+PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text().splitlines()]
+LABELLED = [row for row in PAIRS if not row.get("any_verdict")]
+ACCURACY_FLOOR = 0.985
+MAX_FALSE_POSITIVES = 5
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, bool]:
+    return {row["id"]: verify(row["prediction"], row["gold"]).correct for row in LABELLED}
+
+
+def test_pairs_are_told_apart_as_their_labels_say(verdicts: dict[str, bool]) -> None:
+    plain = [row for row in LABELLED if row["kind"] != "adversarial"]
+    right = [verdicts[row["id"]] == row["expected"] for row in plain]
+    assert sum(right) / len(right) >= ACCURACY_FLOOR
+    accepted = [row["id"] for row in plain if verdicts[row["id"]] and not row["expected"]]
+    assert len(accepted) <= MAX_FALSE_POSITIVES, accepted
+
+
+def test_no_adversarial_answer_is_accepted(verdicts: dict[str, bool]) -> None:
+    adversarial = [row for row in LABELLED if row["kind"] == "adversarial"]
+    assert [row["id"] for row in adversarial if verdicts[row["id"]] != row["expected"]] == []
+
+
+def test_golds_of_right_pairs_can_be_verified() -> None:
+    golds = [row["gold"] for row in LABELLED if row["expected"]]
+    unreadable = [gold for gold in golds if not check_gold(gold)]
+    assert len(unreadable) <= 0.01 * len(golds), unreadable
