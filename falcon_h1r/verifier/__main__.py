@@ -33,10 +33,39 @@ def _row(line_id: Any, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _write(waiting: queue.Queue[tuple[Any, Future[Verdict]] | None]) -> None:
-    """Print verdicts in the order of their lines, each as soon as it is there."""
-    while (entry := waiting.get()) is not None:
-        line_id, future = entry
+class _Output:
+    """Prints verdicts in the order of their lines, each as soon as it is there."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[tuple[Any, Future[Verdict]] | None] = queue.Queue(_MAX_WAITING)
+        self._num_waiting = 0  # raised by the reader, lowered by the writer after it has printed
+        self._lock = threading.Lock()
+        self._writer = threading.Thread(target=self._write)
+        self._writer.start()
+
+    def put(self, line_id: Any, future: Future[Verdict]) -> None:
+        """Print a verdict that is there and has nobody before it; queue any other."""
+        with self._lock:
+            first = self._num_waiting == 0
+            at_once = first and future.done()
+            self._num_waiting += not at_once
+        if at_once:
+            self._print(line_id, future)
+        else:
+            self._waiting.put((line_id, future))
+
+    def close(self) -> None:
+        """Wait until everything is printed."""
+        self._waiting.put(None)
+        self._writer.join()
+
+    def _write(self) -> None:
+        while (entry := self._waiting.get()) is not None:
+            self._print(*entry)
+            with self._lock:
+                self._num_waiting -= 1
+
+    def _print(self, line_id: Any, future: Future[Verdict]) -> None:
         sys.stdout.write(json.dumps(_row(line_id, future.result())) + "\n")
         sys.stdout.flush()
 
@@ -90,17 +119,17 @@ def main() -> None:
     if options.explain is not None:
         _explain(parser, options)
         return
-    waiting: queue.Queue[tuple[Any, Future[Verdict]] | None] = queue.Queue(_MAX_WAITING)
-    writer = threading.Thread(target=_write, args=(waiting,))
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # one broken byte is one wrong answer
     settings = (options.workers, options.deadline, options.after_think)
     with Verifier(*settings, fallbacks=options.fallback) as verifier:
         verifier.start()
-        writer.start()
-        for line in sys.stdin:
-            if line.strip():
-                waiting.put(_submit(verifier, line))
-        waiting.put(None)
-        writer.join()
+        output = _Output()
+        try:
+            for line in sys.stdin:
+                if line.strip():
+                    output.put(*_submit(verifier, line))
+        finally:
+            output.close()
 
 
 if __name__ == "__main__":

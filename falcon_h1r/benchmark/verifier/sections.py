@@ -149,7 +149,7 @@ def latency_section(figures: VerifierFigures, plot: str | None) -> list[str]:
     lines = [
         "## Latency",
         "",
-        "A call's round trip through the pipe. Our first pair that needs algebra starts the worker, and waits for it.",
+        "A call's round trip through the pipe. Our worker is started before the first line is read.",
         "",
     ]
     if plot is not None:

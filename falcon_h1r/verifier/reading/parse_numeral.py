@@ -13,6 +13,8 @@ def literal(text: str) -> Node:
     """A number as written; a decimal remembers how many digits it claims."""
     if len(text) > MAX_DIGITS:
         raise BudgetExceeded(f"a number of more than {MAX_DIGITS} characters")
+    if text.isdecimal():
+        return number(int(text))
     mantissa, _, exponent = text.lower().partition("e")
     if abs(int(exponent or 0)) > MAX_DIGITS:
         raise BudgetExceeded("a decimal exponent out of range")
