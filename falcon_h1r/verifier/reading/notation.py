@@ -94,11 +94,6 @@ def _rewritten(answer: str) -> tuple[str, Remark]:
     return split_remark(builder_family(whole_answer(text)))
 
 
-def clean(answer: str) -> str:
-    """The value of `clean_parts` alone."""
-    return clean_parts(answer)[0]
-
-
 def compact(cleaned: str) -> str:
     r"""A cleaned answer as a key: no spaces, no text wrappers, lower case unless it is one letter."""
     key = re.sub(r"\\(?:text|textbf|textit|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", cleaned)

@@ -126,7 +126,7 @@ class _Tokeniser:
             self.add("word", run, spaced)
         elif run in FUNCTIONS or run in _FUNCTION_SYNONYMS:
             self.add("func", _FUNCTION_SYNONYMS.get(run, run), spaced)
-        elif run in ("binom", "binomial"):
+        elif run == "binom":
             self.add("func", "binom", spaced)
         elif run in _NAMED or run in _GREEK:
             self.add("name", _NAMED.get(run, run), spaced)

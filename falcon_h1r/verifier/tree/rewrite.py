@@ -108,13 +108,13 @@ def _with_signs(node: Node, choice: Iterator[bool]) -> Node:
     return Node(node.op, tuple(_with_signs(a, choice) for a in node.args), node.name, node.value, node.digits)
 
 
-def items_of(node: Node, any_side: bool = False) -> tuple[list[Node], list[str]]:
+def items_of(node: Node) -> tuple[list[Node], list[str]]:
     """The items of a list, set or single answer without their labels, plus-minus expanded, and the labels."""
     raw = list(node.args) if node.op in ("list", "set") else [node]
     items: list[Node] = []
     labels: list[str] = []
     for item in raw:
-        expanded = expand_signs(without_label(item, any_side))
+        expanded = expand_signs(without_label(item))
         items += expanded
         labels += [label_of(item)] * len(expanded)
         if len(items) > MAX_ITEMS:

@@ -15,7 +15,6 @@ from falcon_h1r.verifier.values.realset import INFINITY, SetBuilder
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
-_SIGNED = ("abs", "max", "min", "sgn", "floor", "ceil")
 _COORDINATES = frozenset("xyz")
 _INTEGERS = range(-12, 13)
 _MIN_VALUES = 4  # in the window: fewer prove nothing

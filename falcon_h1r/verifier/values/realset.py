@@ -226,7 +226,6 @@ def _combine(op: str, a: RealSet, b: RealSet) -> RealSet:
 
 def _without_absolutes(node: Node) -> list[Node]:
     """The tree with every |u| replaced by u and by -u: the zeros of these contain the zeros of the tree."""
-    inner = next((n for n in node.walk() if n.op == "func" and n.name == "abs"), None)
     cases = [node]
     for _ in range(_MAX_ABSOLUTES + 1):
         inner = next((n for n in cases[0].walk() if n.op == "func" and n.name == "abs"), None)
