@@ -30,7 +30,7 @@ _NUM_KEY_POINTS = 3
 _MAX_DENOMINATOR = 10_000  # of a number that is recognised as a fraction
 _COORDINATES = frozenset("xyz")
 _INFINITIES = {Node("sym", name="oo"): "oo", negative(Node("sym", name="oo")): "-oo"}
-_COLLECTIONS = ("list", "set", "tuple", "matrix", "row", "union", "inter", "chain", "piecewise", "mod")
+_COLLECTIONS = ("matrix", "row", "union", "inter", "chain", "piecewise", "mod")
 
 
 def canonical_answer(prediction_text: str, after_think: bool = False) -> str | None:

@@ -19,6 +19,14 @@ from falcon_h1r.types import THINK_END
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed braces, they do not group
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
 _BARE = re.compile(r"\\f?box(?:ed)?[ \t]+(-?[A-Za-z0-9][\w.,/]*)")
+_AROUND = re.compile(r"^(?:\$+|\\[(\[]|\\displaystyle\b|\s)+(?=\\f?box)|(?<=\})(?:\$+|\\[)\]]|[.\s])+$")
+_MAX_FALLBACK_CHARS = 4_000  # an answer stands at the end
+FALLBACKS = {
+    "answer": re.compile(r"(?i)\banswer\b[*_]{0,2}(?:\s+is|\s*[:=])[*_:]{0,3}\s*([^\n]+?)(?=\.(?:\s|$)|\n|$)"),
+    "hash": re.compile(r"####[ \t]*([^\n]+)"),
+    "math": re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL),
+    "number": re.compile(r"(?<![\w.])(-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?%?)(?![\w])"),
+}
 
 
 def _closed_groups(text: str, start: int) -> dict[int, int]:
@@ -98,16 +106,6 @@ def extract_answer(text: str, after_think: bool = False, fallbacks: Sequence[str
             found = next(group for group in matches[-1].groups() if group)
             return found.strip().strip("*").rstrip(". ")
     return None
-
-
-_AROUND = re.compile(r"^(?:\$+|\\[(\[]|\\displaystyle\b|\s)+(?=\\f?box)|(?<=\})(?:\$+|\\[)\]]|[.\s])+$")
-_MAX_FALLBACK_CHARS = 4_000  # an answer stands at the end
-FALLBACKS = {
-    "answer": re.compile(r"(?i)\banswer\b[*_]{0,2}(?:\s+is|\s*[:=])[*_:]{0,3}\s*([^\n]+?)(?=\.(?:\s|$)|\n|$)"),
-    "hash": re.compile(r"####[ \t]*([^\n]+)"),
-    "math": re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL),
-    "number": re.compile(r"(?<![\w.])(-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?%?)(?![\w])"),
-}
 
 
 def unwrap_boxes(answer: str) -> str:

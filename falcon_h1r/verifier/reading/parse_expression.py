@@ -13,8 +13,7 @@ from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, f
 
 _OPENERS = (
     "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "
-    "\\emptyset "
-    "\\lim \\sum \\prod \\int \\langle \\dots"
+    "\\emptyset \\lim \\sum \\prod \\int \\langle \\dots"
 )
 _STARTS_OPERAND = DECORATIONS | frozenset(_OPENERS.split())
 # Signs behind or before one operand nest the tree, each by one level.

@@ -12,8 +12,9 @@ _MATRICES = {"pmatrix": "", "bmatrix": "", "matrix": "", "array": "", "smallmatr
 _CASES = ("cases", "dcases", "rcases", "aligned", "align", "gathered", "split")
 _DRAWN = "overline vec hat bar tilde dot ddot underline overrightarrow widehat"
 DECORATIONS = frozenset(f"\\{name}" for name in _DRAWN.split())
+_WITH_INVERSE = frozenset("sin cos tan cot sec csc sinh cosh tanh coth sech csch".split())  # \sin^{-1} is \arcsin
 _BIG = {"\\lim": "lim", "\\sum": "sum", "\\prod": "prod", "\\int": "int"}
-HALF = Node("num", value=Fraction(1, 2))
+_HALF = Node("num", value=Fraction(1, 2))
 
 
 class OperandParser(NumeralParser):
@@ -155,20 +156,7 @@ class OperandParser(NumeralParser):
         if index is not None:
             arguments = (*arguments, index)
         inverse = power is not None and power.op == "num" and power.value == -1
-        if inverse and "arc" + name in (
-            "arcsin",
-            "arccos",
-            "arctan",
-            "arccot",
-            "arcsinh",
-            "arccosh",
-            "arctanh",
-            "arcsec",
-            "arccsc",
-            "arccoth",
-            "arcsech",
-            "arccsch",
-        ):
+        if inverse and name in _WITH_INVERSE:
             return Node("func", arguments, name="arc" + name)
         node = _apply(name, arguments)
         return node if power is None else Node("pow", (node, power))
@@ -201,7 +189,7 @@ class OperandParser(NumeralParser):
 
     def big_operator(self, kind: str) -> Node:
         """A limit, sum, product or integral."""
-        raise NotationError(f"{kind} is not read here")
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ matrices
     def holds_relations(self) -> bool:
@@ -258,7 +246,7 @@ def transposed(matrix: Node) -> Node:
 def _apply(name: str, arguments: tuple[Node, ...]) -> Node:
     """Functions that are another way of writing a power or a logarithm become that."""
     if name == "sqrt":
-        return Node("pow", (arguments[0], HALF)) if len(arguments) == 1 else Node("func", arguments, name="root")
+        return Node("pow", (arguments[0], _HALF)) if len(arguments) == 1 else Node("func", arguments, name="root")
     if name == "exp" and len(arguments) == 1:
         return Node("pow", (Node("sym", name="e"), arguments[0]))
     if name == "lg":

@@ -29,11 +29,10 @@ _FUNCTION_SYNONYMS = {
     "ceiling": "ceil", "factorial": "factorial", "binomial": "binom", "sign": "sgn",
 }  # fmt: skip
 _NAMED = {"infty": "oo", "infinity": "oo", "inf": "oo", "Infinity": "oo", "oo": "oo", "pi": "pi"}
-_GREEK = frozenset(
+_SYMBOL_NAMES = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
-    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell nabla partial "
-    "hbar imath jmath top odot oplus ast "
-    "star prime circ".split()
+    "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega Alpha Beta Eta ell nabla partial hbar imath jmath top "
+    "odot oplus ast star prime circ".split()
 )
 _SMALL_WORDS = frozenset("no on yes odd not the is are of to if true none even by at all any mod".split())
 UNIT_VECTORS = ("i", "j", "k")
@@ -45,11 +44,10 @@ _TEXT_COMMANDS = frozenset(
 )
 _OPERATOR_COMMANDS = frozenset(
     "frac sqrt binom choose over cdot times div pm mp cup cap setminus backslash in notin approx to emptyset "
-    "lfloor rfloor lceil rceil angle overline vec hat bar tilde dot ddot underline overrightarrow "
-    "widehat mathbb "
+    "lfloor rfloor lceil rceil angle overline vec hat bar tilde dot ddot underline overrightarrow widehat mathbb "
     "mathcal lim sum prod int pmod mod bmod langle rangle iff implies Rightarrow boxed triangle dots equiv".split()
 )
-_NUMERAL = re.compile("(?=..)(?:X{0,3}(?:IX|IV|V?I{1,3}|V))")  # statements I, II and III
+_ROMAN_NUMERAL = re.compile("(?=..)(?:X{0,3}(?:IX|IV|V?I{1,3}|V))")  # of statements: II, III; one letter is a name
 _TOKEN = re.compile(
     r"(?P<num>(?:\d+\.\d+|\d+\.(?!\d)|\d+|\.\d+)(?:[eE][+-]?\d+(?![A-Za-z\d]))?)"
     r"|(?P<command>\\(?:[A-Za-z]+|.))|(?P<run>[A-Za-z]+)|(?P<op>\*\*|->|\S)"
@@ -128,9 +126,9 @@ class _Tokeniser:
             self.add("func", _FUNCTION_SYNONYMS.get(run, run), spaced)
         elif run == "binom":
             self.add("func", "binom", spaced)
-        elif run in _NAMED or run in _GREEK:
+        elif run in _NAMED or run in _SYMBOL_NAMES:
             self.add("name", _NAMED.get(run, run), spaced)
-        elif _NUMERAL.fullmatch(run):
+        elif _ROMAN_NUMERAL.fullmatch(run):
             self.add("word", run, spaced)
         elif len(run) == 1 and not (words and self.after_value and run not in "ei"):
             self.add("name", run, spaced)
@@ -174,7 +172,7 @@ class _Tokeniser:
             self.add("sep", "or" if name in ("or", "lor", "vee") else "and", spaced)
         elif name in _NAMED:
             self.add("name", _NAMED[name], spaced)
-        elif name in _GREEK:
+        elif name in _SYMBOL_NAMES:
             self.add("name", name, spaced)
         elif name in _OPERATOR_COMMANDS or not name.isalpha():
             self.add("op", "\\" + name, spaced)

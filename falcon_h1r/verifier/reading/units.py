@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 
-# Abbreviations read as a unit when they follow a number directly; single letters are variables first and
-# units only against a plain number (see `without_unit`).
+# Read as a unit where they follow a number directly; single letters are variables first and units only where the
+# other answer is a plain number (see `without_unit`).
 ABBREVIATIONS = frozenset(
     "cm mm km dm nm kg mg ml cl ft yd mi lb lbs oz hr hrs min mins sec secs ms mph kmh kph rpm Hz kHz MHz "
-    "kW kJ kPa Pa eV mol rad deg sq cu in inch feet foot mile miles hour hours day days week weeks year "
-    "years cent "
+    "kW kJ kPa Pa eV mol rad deg sq cu in inch feet foot mile miles hour hours day days week weeks year years cent "
     "cents units unit USD EUR dollar dollars".split()
 )
 # Units in words, also behind variables: 3x cm.
@@ -18,7 +17,7 @@ UNITS = ABBREVIATIONS | frozenset(
     "kilometres grams kilograms liters litres minutes minute seconds second degrees degree radians radian percent "
     "square cubic pounds euros inches yards ohms volts watts joules newtons".split()
 )
-_SINGLE_LETTER = re.compile(
+_NUMBER_AND_UNIT = re.compile(
     r"(-?\d+(?:\.\d+)?)\s*(?:(?:\\(?:text|mathrm|rm)\s*)?"
     r"\{?\s*(?:s|m|g|h|L|l|N|J|W|V|K|C|F|A)\s*\}?(?:\^\{?[23]\}?)?"
     r"|(?:\\(?:text|mathrm)\s*\{\s*)?[kM]?\s*\\Omega\s*\}?"
@@ -34,6 +33,6 @@ def is_plain_number(cleaned: str) -> bool:
 
 
 def without_unit(cleaned: str) -> str | None:
-    r"""The number of "3s" or "3\mathrm{m}", whose letter could be a variable; None when it is not that."""
-    match = _SINGLE_LETTER.fullmatch(cleaned)
+    r"""The number of "3s", "3\mathrm{m}" or "5 m/s", whose letters could be variables; None for the rest."""
+    match = _NUMBER_AND_UNIT.fullmatch(cleaned)
     return match.group(1) if match else None

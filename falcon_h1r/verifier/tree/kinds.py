@@ -9,6 +9,8 @@ import re
 from falcon_h1r.verifier.tree.node import Node, free_symbols
 from falcon_h1r.verifier.tree.rewrite import expand_signs, is_equation, is_name, without_label
 
+_ROOTS = frozenset(("x", "z", "r", "lambda"))  # letters of the roots of one equation: x_1, x_2
+
 
 def all_differ(labels: list[str]) -> bool:
     """Whether each item has a name of its own, so that order matters; x_1 and x_2 are roots in any order."""
@@ -21,9 +23,6 @@ def labels_order(labels: list[str], others: list[str]) -> bool:
         return False
     letters = {label.partition("_")[0] for label in labels}
     return len(letters) > 1 or not letters <= _ROOTS
-
-
-_ROOTS = frozenset(("x", "z", "r", "lambda"))
 
 
 def same_function_label(a: Node, b: Node) -> bool:

@@ -34,18 +34,33 @@ class Undefined(ArithmeticError):
 
 
 class NotNumeric(Exception):
-    """The expression cannot be evaluated to a number by us: a limit, an integral, a set inside a product."""
+    """The tree has no number or no set of reals that we can work out: a limit, an integral, a set in a product."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node. `op` says which fields count:
+    """One node. `op` says what it is, and which fields count beside `args`:
 
-    num (value, digits: significant digits if written as a decimal, else 0), sym (name), text (name),
-    add, mul, div, pow, func (name), pm (name "pm" or "mp": a signed term), percent, degree, ratio,
-    tuple (name: its two brackets), set, list, labels are chains: chain (name: relations joined by spaces),
-    based (a numeral and, in name, its base), matrix (args are rows; name "det" for a determinant), row,
-    union, inter, minus, builder, big (name "sum:k", "prod:k", "lim:x", "int:x"; args body, lower, upper).
+    num        value; digits: significant digits of a decimal as written, 0 of any other number
+    sym        name; "set:R" and its like are sets of numbers
+    text       name: the words
+    add, mul, div, pow, percent, degree
+    func       name
+    pm         a term with a sign in front; name "pm" or "mp"
+    based      a numeral; name: its base
+    mod        residue, modulus
+    big        body, lower, upper; name "sum:k", "prod:k", "lim:x" or "int:x", behind the colon the bound variable
+    ratio      name "clock", "clockam" or "clockpm" of a time of day
+    list       name: what joins the items, ",", "and" or "or"
+    set
+    tuple      name: its two brackets
+    matrix     rows; name "det" of a determinant
+    piecewise  rows of a value and its condition
+    row        of a matrix or of cases
+    chain      sides; name: the relations between them, joined by spaces. A label is a chain too: x = 5
+    union, inter, minus
+    builder    a condition; name: the variable
+    given      an answer with the names that it declares; name: their domain, a colon, the names
     """
 
     op: str

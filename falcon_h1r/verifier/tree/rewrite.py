@@ -1,4 +1,4 @@
-"""Rewriting trees before they are compared: labels, plus-minus signs, matrices, logarithms."""
+"""Rewriting trees before they are compared: variables, labels, plus-minus signs, vectors, matrices, logarithms."""
 
 from __future__ import annotations
 
@@ -16,10 +16,23 @@ from falcon_h1r.verifier.tree.node import (
     number,
 )
 
-_MAX_SIGNS = 6
-_MAX_MATRIX_CELLS = 150
-_MAX_DETERMINANT = 4
-_MAX_POWER = 8
+_MAX_SIGNS = 6  # plus-minus signs of one tree: 64 values
+_MAX_MATRIX_PRODUCTS = 150  # of entries, in one product of matrices
+_MAX_DETERMINANT = 4  # rows
+_MAX_POWER = 8  # of a matrix
+_UNIT_VECTORS = ("hat(i)", "hat(j)", "hat(k)")
+
+
+# ---------------------------------------------------------------------- variables
+def substituted(node: Node, values: Mapping[str, Node]) -> Node:
+    """The tree with variables replaced; one that a sum, a limit or an integral binds is not touched."""
+    if node.op == "sym":
+        return values.get(node.name, node)
+    if node.op == "big":
+        values = {name: value for name, value in values.items() if name != node.name.partition(":")[2]}
+    if not node.args:
+        return node
+    return Node(node.op, tuple(substituted(a, values) for a in node.args), node.name, node.value, node.digits)
 
 
 # ---------------------------------------------------------------------- labels
@@ -122,29 +135,7 @@ def items_of(node: Node) -> tuple[list[Node], list[str]]:
     return items, labels
 
 
-def substituted(node: Node, values: Mapping[str, Node]) -> Node:
-    """The tree with variables replaced; one that a sum, a limit or an integral binds is not touched."""
-    if node.op == "sym":
-        return values.get(node.name, node)
-    if node.op == "big":
-        values = {name: value for name, value in values.items() if name != node.name.partition(":")[2]}
-    if not node.args:
-        return node
-    return Node(node.op, tuple(substituted(a, values) for a in node.args), node.name, node.value, node.digits)
-
-
-def as_matrix(node: Node) -> Node:
-    """[[1, 2], [3, 4]] as a matrix; any other tree as it is."""
-    rows = node.args if node.op == "tuple" and node.name == "[]" else ()
-    if not rows or any(row.op != "tuple" or row.name != "[]" or len(row.args) != len(rows[0].args) for row in rows):
-        return node
-    return Node("matrix", tuple(Node("row", row.args) for row in rows))
-
-
 # ---------------------------------------------------------------------- vectors
-_UNIT_VECTORS = ("hat(i)", "hat(j)", "hat(k)")
-
-
 def with_coordinates(node: Node) -> Node:
     """3i + 2j in unit vectors as the vector (3, 2): each coordinate is the sum at that unit vector."""
     names = {n.name for n in node.walk() if n.op == "sym" and n.name in _UNIT_VECTORS}
@@ -161,6 +152,14 @@ def with_coordinates(node: Node) -> Node:
 
 
 # ---------------------------------------------------------------------- matrices
+def as_matrix(node: Node) -> Node:
+    """[[1, 2], [3, 4]] as a matrix; any other tree as it is."""
+    rows = node.args if node.op == "tuple" and node.name == "[]" else ()
+    if not rows or any(row.op != "tuple" or row.name != "[]" or len(row.args) != len(rows[0].args) for row in rows):
+        return node
+    return Node("matrix", tuple(Node("row", row.args) for row in rows))
+
+
 def evaluate_matrices(node: Node) -> Node:
     """Sums, products and determinants of matrices worked out, entries left as expressions."""
     if not contains(node, "matrix", "tuple"):
@@ -221,7 +220,7 @@ def _multiply(a: Node, b: Node) -> Node:
     if len(a.args[0].args) != len(b.args):
         raise NotationError("matrices whose shapes do not fit")
     columns = list(zip(*(row.args for row in b.args), strict=True))
-    if len(a.args) * len(columns) * len(b.args) > _MAX_MATRIX_CELLS:
+    if len(a.args) * len(columns) * len(b.args) > _MAX_MATRIX_PRODUCTS:
         raise BudgetExceeded("a product of large matrices")
     return Node("matrix", tuple(Node("row", tuple(_dot(row.args, column) for column in columns)) for row in a.args))
 

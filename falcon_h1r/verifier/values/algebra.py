@@ -10,7 +10,7 @@ import mpmath
 
 from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotNumeric, Undefined, contains, free_symbols, number
 from falcon_h1r.verifier.values.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
-from falcon_h1r.verifier.values.probe import needs_symbols, points, positive_points, same_function, same_value
+from falcon_h1r.verifier.values.probe import holds_big_operator, points, positive_points, same_function, same_value
 from falcon_h1r.verifier.values.realset import INFINITY, SetBuilder
 
 _MIN_POINTS = 3
@@ -45,7 +45,7 @@ def same_expression(
         if answer is None and unbounded(a, b):
             raise NotNumeric("no point at which a series converges")
     except NotNumeric:
-        if not needs_symbols(a, b):
+        if not holds_big_operator(a, b):
             return False
         if unbounded(a, b) and free_symbols(a) | free_symbols(b):
             raise BudgetExceeded("an unbounded sum in variables") from None

@@ -228,7 +228,7 @@ def _integer_root(n: int, degree: int) -> int | None:
 
 
 def _exact_log(value: Fraction, base: Fraction) -> Fraction | None:
-    """log of value to base when it is an integer below 64, or one over such."""
+    """log of value to base where that is an integer between -64 and 64."""
     if value <= 0 or base <= 0 or base == 1:
         raise Undefined("a logarithm outside its domain")
     for exponent in range(0, 64):

@@ -110,7 +110,7 @@ class NumericEvaluator:
         if op == "degree":
             return self.evaluate(args[0]) * (self.mp.pi / 180 if self.in_angle else 1)
         if op == "big":
-            return self.finite_sum(node)
+            return self.sum_or_product(node)
         if op == "piecewise":
             return self.evaluate(self.case(node))
         raise NotNumeric(op)
@@ -242,8 +242,8 @@ class NumericEvaluator:
             self.point[index] = outer
         return value
 
-    def finite_sum(self, node: Node) -> Any:
-        """A sum or product between integers, term by term."""
+    def sum_or_product(self, node: Node) -> Any:
+        """A sum or product between integers, term by term; an unbounded sum in variables as a series."""
         kind, _, index = node.name.partition(":")
         if kind == "sum" and node.args[2].name == "oo" and self.point:
             return self.series(node.args[0], self.evaluate(node.args[1]), index)

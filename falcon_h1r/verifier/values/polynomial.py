@@ -86,7 +86,7 @@ def rational_function(node: Node, variable: str, real: Callable[[Node], Any]) ->
     raise NotNumeric("not a rational function")
 
 
-def _remainder(p: Polynomial, q: Polynomial) -> tuple[Polynomial, Polynomial]:
+def _divided(p: Polynomial, q: Polynomial) -> tuple[Polynomial, Polynomial]:
     """Quotient and remainder."""
     quotient = [Fraction(0)] * max(len(p) - len(q) + 1, 0)
     rest = list(p)
@@ -110,8 +110,8 @@ def real_roots(p: Polynomial) -> list[Any]:
     if all(isinstance(c, Fraction) for c in p):
         divisor, rest = p, _trim([i * c for i, c in enumerate(p)][1:])
         while rest:
-            divisor, rest = rest, _remainder(divisor, rest)[1]
-        squarefree = _remainder(p, divisor)[0]
+            divisor, rest = rest, _divided(divisor, rest)[1]
+        squarefree = _divided(p, divisor)[0]
     coefficients = [mp.mpf(c.numerator) / c.denominator if isinstance(c, Fraction) else c for c in reversed(squarefree)]
     try:
         roots = mp.polyroots(coefficients, maxsteps=200, extraprec=200)

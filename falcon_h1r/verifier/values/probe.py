@@ -36,7 +36,7 @@ def _from_any_range(name: str, index: int) -> float:
 
 
 def points(names: frozenset[str], integers: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-    """Fixed values of the variables: they depend on the names alone, so verdicts repeat."""
+    """Fixed values of the variables: they depend on the names alone, so verdicts repeat; whole ones for `integers`."""
     if not names:
         return [{}]
     real = [{n: lo + (hi - lo) * _fraction_of(n, i) for n in names} for i, (lo, hi) in enumerate(_RANGES)]
@@ -59,7 +59,7 @@ _BREAKING = ("abs", "max", "min", "sgn", "floor", "ceil")
 def breaking_points(names: frozenset[str], *trees: Node) -> list[dict[str, Any]]:
     """Points beyond and between the constants of functions in pieces: |x - 30| changes its form at 30.
 
-    None where no such function is.
+    No points where there is no such function.
     """
     nodes = [node for tree in trees for node in tree.walk()]
     if not any(node.op == "piecewise" or node.name in _BREAKING or _is_root(node) for node in nodes):
@@ -155,6 +155,6 @@ def same_function(
     return None
 
 
-def needs_symbols(*nodes: Node) -> bool:
-    """Whether a limit, an integral or an unbounded sum is in a tree: only sympy can tell their values."""
+def holds_big_operator(*nodes: Node) -> bool:
+    """Whether a limit, an integral, a sum or a product is in a tree: where points tell nothing, sympy may."""
     return any(contains(node, "big") for node in nodes)
