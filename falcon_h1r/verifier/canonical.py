@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from falcon_h1r.verifier.equivalence import option_letter, readings, string_forms
+from falcon_h1r.verifier.equivalence import readings
 from falcon_h1r.verifier.extract import extract_boxed
-from falcon_h1r.verifier.reading.notation import clean_parts
+from falcon_h1r.verifier.reading.notation import clean_parts, string_forms
+from falcon_h1r.verifier.reading.options import option_letter
 from falcon_h1r.verifier.tree.kinds import as_set, is_set
 from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, Node, NotNumeric, Undefined, free_symbols, negative
 from falcon_h1r.verifier.tree.parameters import opened, renamed

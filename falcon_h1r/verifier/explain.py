@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from falcon_h1r.verifier.equivalence import judged, readings, string_forms
+from falcon_h1r.verifier.equivalence import judged, readings
 from falcon_h1r.verifier.extract import count_boxed, extract_answer
+from falcon_h1r.verifier.reading.notation import string_forms
 from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, Undefined
 from falcon_h1r.verifier.values.exact import ExactEvaluator
 

@@ -39,6 +39,16 @@ class Verifier:
 
     A future is shared by all who ask for the same pair at the same time. It cannot be cancelled: a coroutine
     that stops waiting (`asyncio.wrap_future`, `wait_for`) takes nothing from the others.
+
+    Args:
+        num_workers: processes, each of up to one core; they start with the first pair that needs algebra.
+        deadline_seconds: of CPU time for the algebra of one pair (WorkerProcess.ask says what a starved worker gets).
+        after_think: only what follows the last `</think>` counts.
+        memory_limit_bytes: of address space, for each process.
+        fallbacks: where an answer is looked for without a box, in this order (see extract.py).
+
+    Raises:
+        ValueError: for a number that is too small, or a fall-back that there is not.
     """
 
     def __init__(
@@ -99,7 +109,11 @@ class Verifier:
         return self._pool.confinement
 
     def submit(self, prediction: str, gold: str) -> Future[Verdict]:
-        """The verdict on one response, as a future that never holds an exception."""
+        """The verdict on one response, as a future that never holds an exception.
+
+        Raises:
+            ValueError: after `close`, for a pair that needs algebra.
+        """
         start = time.perf_counter()
         answer = extract_answer(prediction, self.after_think, self.fallbacks)
         key = (answer or "", gold)
@@ -117,7 +131,11 @@ class Verifier:
         return _done(verdict)
 
     def score(self, predictions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-        """Verdicts on many responses, in their order."""
+        """Verdicts on many responses, in their order.
+
+        Raises:
+            ValueError: where there are not as many golds, and as `submit` does.
+        """
         if len(predictions) != len(golds):
             raise ValueError(f"{len(predictions)} predictions for {len(golds)} golds")
         futures = [self.submit(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)]

@@ -104,3 +104,10 @@ def compact(cleaned: str) -> str:
     key = re.sub(r"(\\[A-Za-z]+|\d) +(?=[A-Za-z\d])(?:(?<!\d )|(?=\d))", r"\1" + "\0", key)
     key = key.replace(" ", "").replace("\0", " ")
     return key.lower() if re.fullmatch(r"[A-Za-z]{2,}[A-Za-z .,']*", key) else key
+
+
+@lru_cache(maxsize=1024)
+def string_forms(answer: str) -> tuple[str, str]:
+    """(cleaned, compact) forms of an answer."""
+    value, remark = clean_parts(answer)
+    return value, compact(value) + remark.text
