@@ -1,4 +1,4 @@
-"""Recursive descent over tokens: a whole answer. Lists, labels, relations, brackets, sets, big operators."""
+"""Recursive descent over tokens: a whole answer. Lists, labels, relations, brackets, sets, cases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from falcon_h1r.verifier.reading.sequences import enumerated, joined_solutions, 
 from falcon_h1r.verifier.reading.spellings import changes_value
 from falcon_h1r.verifier.tree.kinds import is_set
 from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, MAX_ITEMS, BudgetExceeded, Node, NotationError, free_symbols
-from falcon_h1r.verifier.tree.rewrite import is_name, substituted
+from falcon_h1r.verifier.tree.rewrite import is_name
 
 RELATIONS = {
     "=": "=", "\\equiv": "=", "<": "<", ">": ">", "≤": "<=", "≥": ">=", "≠": "!=", "\\in": "in", "\\notin": "notin"
@@ -198,7 +198,7 @@ class AnswerParser(ExpressionParser):
         body = Node("builder", (condition,), name=variable)
         return body if domain is None else Node("inter", (domain, body))
 
-    # ------------------------------------------------------------------ limits, sums, products, integrals
+    # ------------------------------------------------------------------ cases and systems
     def cases(self) -> Node:
         """Rows between braces: a system of equations, or values with the conditions under which they hold."""
         environment = self.advance().text
@@ -240,42 +240,6 @@ class AnswerParser(ExpressionParser):
             return Node("text", name=" ".join(words).lower())
         cell = self.collection((*ends, *_CONDITION_WORDS))
         return cell.args[0] if len(cell.args) == 1 else cell
-
-    def big_operator(self, kind: str) -> Node:
-        """A limit, sum, product or definite integral, after its sign."""
-        lower = upper = Node("sym", name="oo")
-        variable = ""
-        for _ in range(2):
-            if self.accept("_"):
-                variable, lower = self.lower_limit(kind)
-            elif self.accept("^"):
-                upper = self.exponent()
-        if kind != "int":
-            bound = f"#{self.depth}"  # whatever it is called
-            body = substituted(self.term(), {variable: Node("sym", name=bound)})
-            return Node("big", (body, lower, upper), name=f"{kind}:{bound}")
-        self.open_integrals += 1
-        body = self.expression()
-        self.open_integrals -= 1
-        if self.token.text != "d" or self.peek().kind != "name":
-            raise NotationError("an integral without its variable")
-        self.advance()
-        return Node("big", (body, lower, upper), name=f"int:{self.advance().text}")
-
-    def lower_limit(self, kind: str) -> tuple[str, Node]:
-        """The bound variable and where it starts or goes; an integral names its variable at the end."""
-        braced = self.accept("{")
-        variable = ""
-        if kind != "int":
-            variable = self.advance().text
-            if not self.accept("\\to", "->", "="):
-                raise NotationError(f"{kind} without a variable")
-        lower = self.expression() if braced else self.operand()
-        if kind == "lim" and self.accept("^"):
-            raise NotationError("a one-sided limit")
-        if braced:
-            self.expect("}")
-        return variable, lower
 
 
 def _is_case(cell: Node) -> bool:

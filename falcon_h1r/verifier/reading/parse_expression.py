@@ -1,5 +1,5 @@
-"""Recursive descent over tokens: sums, products and powers. Operands are in parse_operand.py, lists and
-relations in parse_answer.py.
+"""Recursive descent over tokens: sums, products, powers and big operators. Operands are in parse_operand.py,
+lists and relations in parse_answer.py.
 
 LaTeX and infix are one grammar: an implicit product binds like an explicit one, `a/b c` is `(a/b)c`, a
 function without parentheses takes the product that follows, up to the next function or operator.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from falcon_h1r.verifier.reading.parse_operand import DECORATIONS, OperandParser, transposed
 from falcon_h1r.verifier.reading.units import UNITS
 from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, free_symbols, negative
+from falcon_h1r.verifier.tree.rewrite import substituted
 
 _OPENERS = (
     "( [ { \\{ \\frac \\sqrt \\binom \\lfloor \\lceil \\angle \\triangle \\boxed \\mathbb \\mathcal "
@@ -193,6 +194,43 @@ class ExpressionParser(OperandParser):
                 power = Node("func", (power,), name="factorial")
         self.depth -= 1
         return power
+
+    # ------------------------------------------------------------------ limits, sums, products, integrals
+    def big_operator(self, kind: str) -> Node:
+        """A limit, sum, product or definite integral, after its sign."""
+        lower = upper = Node("sym", name="oo")
+        variable = ""
+        for _ in range(2):
+            if self.accept("_"):
+                variable, lower = self.lower_limit(kind)
+            elif self.accept("^"):
+                upper = self.exponent()
+        if kind != "int":
+            bound = f"#{self.depth}"  # whatever it is called
+            body = substituted(self.term(), {variable: Node("sym", name=bound)})
+            return Node("big", (body, lower, upper), name=f"{kind}:{bound}")
+        self.open_integrals += 1
+        body = self.expression()
+        self.open_integrals -= 1
+        if self.token.text != "d" or self.peek().kind != "name":
+            raise NotationError("an integral without its variable")
+        self.advance()
+        return Node("big", (body, lower, upper), name=f"int:{self.advance().text}")
+
+    def lower_limit(self, kind: str) -> tuple[str, Node]:
+        """The bound variable and where it starts or goes; an integral names its variable at the end."""
+        braced = self.accept("{")
+        variable = ""
+        if kind != "int":
+            variable = self.advance().text
+            if not self.accept("\\to", "->", "="):
+                raise NotationError(f"{kind} without a variable")
+        lower = self.expression() if braced else self.operand()
+        if kind == "lim" and self.accept("^"):
+            raise NotationError("a one-sided limit")
+        if braced:
+            self.expect("}")
+        return variable, lower
 
 
 def _is_no_count(node: Node) -> bool:

@@ -40,6 +40,14 @@ class OperandParser(NumeralParser):
         """Whether the next token opens an operand."""
         raise NotImplementedError
 
+    def cases(self) -> Node:
+        """Rows between braces that are no matrix."""
+        raise NotImplementedError
+
+    def big_operator(self, kind: str) -> Node:
+        """A limit, sum, product or integral."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ operands
     def operand(self) -> Node:
         """One value: what the next token starts."""
@@ -182,14 +190,6 @@ class OperandParser(NumeralParser):
                 break
             argument = Node("mul", (argument, self.factor()))
         return (negative(argument) if negated else argument,)
-
-    def cases(self) -> Node:
-        """Rows between braces that are no matrix."""
-        raise NotImplementedError
-
-    def big_operator(self, kind: str) -> Node:
-        """A limit, sum, product or integral."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ matrices
     def holds_relations(self) -> bool:
