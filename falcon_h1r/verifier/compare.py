@@ -21,6 +21,7 @@ from falcon_h1r.verifier.tree.kinds import (
 )
 from falcon_h1r.verifier.tree.node import Node, NotationError, NotNumeric, Undefined, free_symbols, negative, number
 from falcon_h1r.verifier.tree.parameters import function_arguments, names_a_sequence, opened, renamed, renamings
+from falcon_h1r.verifier.tree.relations import TURNED
 from falcon_h1r.verifier.tree.rewrite import (
     as_matrix,
     evaluate_matrices,
@@ -134,8 +135,7 @@ class Comparison(ScalarComparison):
             return False
         first, second = (Node("add", (n.args[0], negative(n.args[1]))) for n in (a, b))
         if a.name != b.name:
-            turned = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
-            if turned.get(a.name) != b.name:
+            if TURNED.get(a.name) != b.name:
                 return False
             first = negative(first)
         self.require_algebra()

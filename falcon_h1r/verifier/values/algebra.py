@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 import mpmath
 
 from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotNumeric, Undefined, contains, free_symbols, number
+from falcon_h1r.verifier.values.decimals import within_digits
 from falcon_h1r.verifier.values.numeric import LOW_DIGITS, Meter, NumericEvaluator, context
 from falcon_h1r.verifier.values.probe import holds_big_operator, points, positive_points, same_function, same_value
-from falcon_h1r.verifier.values.realset import INFINITY, SetBuilder
+from falcon_h1r.verifier.values.realset import SetBuilder, infinite_end
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
@@ -185,9 +186,7 @@ def _proportional_at(
     return agreeing >= _MIN_POINTS
 
 
-def close_constants(
-    prediction: Node, gold: Node, tolerance: Callable[[Fraction, Node, Fraction, Node], bool], meter: Meter
-) -> bool:
+def close_constants(prediction: Node, gold: Node, meter: Meter) -> bool:
     """Whether one is a long decimal of the other; only real constants have decimals."""
     if free_symbols(prediction) or free_symbols(gold):
         return False
@@ -198,7 +197,7 @@ def close_constants(
     mp = context(LOW_DIGITS)
     if mp.im(a) != 0 or mp.im(b) != 0 or max(abs(mp.mag(v)) for v in (a, b) if v) > _MAX_DECIMAL_BITS:
         return False
-    return tolerance(as_fraction(mp.re(a)), prediction, as_fraction(mp.re(b)), gold)
+    return within_digits(as_fraction(mp.re(a)), prediction, as_fraction(mp.re(b)), gold)
 
 
 def as_fraction(value: Any) -> Fraction:
@@ -211,10 +210,8 @@ def many_digit_sets(meter: Meter) -> SetBuilder:
     mp = context(LOW_DIGITS)
 
     def real(node: Node) -> Any:
-        if node.op == "sym" and node.name == "oo":
-            return INFINITY
-        if node.op == "mul" and node.args == (number(-1), Node("sym", name="oo")):
-            return -INFINITY
+        if (end := infinite_end(node)) is not None:
+            return end
         try:
             value = NumericEvaluator(LOW_DIGITS, {}, meter)(node)
         except Undefined as error:

@@ -20,6 +20,7 @@ from falcon_h1r.verifier.tree.node import (
     NotNumeric,
     Undefined,
 )
+from falcon_h1r.verifier.tree.relations import SIGNS
 
 LOW_DIGITS, HIGH_DIGITS = 30, 80
 _MAX_EXPONENT_BITS = 60  # of the binary exponent of any value: larger towers are beyond the budget
@@ -28,8 +29,6 @@ _MAX_SUM_TERMS = 1_000
 _MAX_SERIES_TERMS = 200
 _MAX_GAMMA = 1_000
 _WEIGHTS = {"factorial": 20, "factorial2": 20, "binom": 40, "root": 4, "log": 6}
-# signs of right minus left under which a relation holds
-RELATION_SIGNS = {"<": (1,), "<=": (0, 1), ">": (-1,), ">=": (0, -1), "=": (0,), "!=": (-1, 1)}
 _local = threading.local()
 
 
@@ -134,13 +133,13 @@ class NumericEvaluator:
                 return bool(int(self.point[name]) % 2 == (parity == "odd"))
             raise NotNumeric("a condition in words")
         names = condition.name.split()
-        if condition.op != "chain" or not set(names) <= set(RELATION_SIGNS):
+        if condition.op != "chain" or not set(names) <= set(SIGNS):
             raise NotNumeric("no condition")
         sides = [self.evaluate(side) for side in condition.args]
         if any(self.mp.im(side) != 0 for side in sides):
             return False
-        signs = [int(self.mp.sign(high - low)) for low, high in itertools.pairwise(map(self.mp.re, sides))]
-        return all(sign in RELATION_SIGNS[name] for sign, name in zip(signs, names, strict=True))
+        signs = [int(self.mp.sign(left - right)) for left, right in itertools.pairwise(map(self.mp.re, sides))]
+        return all(sign in SIGNS[name] for sign, name in zip(signs, names, strict=True))
 
     def symbol(self, name: str) -> Any:
         """The value of a constant, or of a variable at the point."""

@@ -21,12 +21,20 @@ from falcon_h1r.verifier.tree.node import (
     negative,
     number,
 )
+from falcon_h1r.verifier.tree.relations import SIGNS, TURNED
 from falcon_h1r.verifier.values.polynomial import MAX_DEGREE, rational_function, real_roots
 
 _MAX_ABSOLUTES = 3
 _WHOLE = ("set:Z", "set:N", "set:Z+")
 _MAX_POINTS = 200
 INFINITY = float("inf")
+_INFINITY_SIGN = Node("sym", name="oo")
+_MINUS_INFINITY = negative(_INFINITY_SIGN)
+
+
+def infinite_end(node: Node) -> float | None:
+    """What an end of an interval is where it is infinite; None where it is finite."""
+    return INFINITY if node == _INFINITY_SIGN else -INFINITY if node == _MINUS_INFINITY else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +181,7 @@ class SetBuilder:
             links = [self.link(left, name, side) for side in (right.args[0], negative(right.args[0]))]
             return _combine("union" if name == "=" else "inter", *links)
         if right.op == "sym" and not free_symbols(left):
-            left, name, right = right, _TURNED[name], left
+            left, name, right = right, TURNED[name], left
         if left.op == "sym" and left.name == variable and not free_symbols(right):
             return self.half_line(name, self.real(right))
         return self.solution(Node("add", (left, negative(right))), name, variable)
@@ -205,14 +213,10 @@ class SetBuilder:
                 return False
             # Roots are known to many digits only; a value this close to zero is zero.
             if abs(value) <= self.slack * max(abs(x), 1) ** MAX_DEGREE * 10**6:
-                return 0 in _HOLDS[name]
-            return (1 if value > 0 else -1) in _HOLDS[name]
+                return 0 in SIGNS[name]
+            return (1 if value > 0 else -1) in SIGNS[name]
 
         return RealSet(tuple(changes), member)
-
-
-_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
-_HOLDS = {"<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (1, 0), "=": (0,), "!=": (-1, 1)}
 
 
 def _combine(op: str, a: RealSet, b: RealSet) -> RealSet:
