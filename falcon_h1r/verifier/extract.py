@@ -41,7 +41,7 @@ def _closed_groups(text: str, start: int) -> dict[int, int]:
     return closes
 
 
-def _after_thinking(text: str, after_think: bool) -> str | None:
+def answering_part(text: str, after_think: bool) -> str | None:
     """The part of a response that may hold the answer; None if it never stopped thinking."""
     if not after_think:
         return text
@@ -55,7 +55,7 @@ def extract_boxed(text: str, after_think: bool = False) -> str | None:
     A box without braces (`\boxed 5`) counts like TeX reads it, up to the next space. With `after_think` only
     what follows the last `</think>` counts, and a response that never stopped thinking has no answer.
     """
-    answer = _after_thinking(text, after_think)
+    answer = answering_part(text, after_think)
     return None if answer is None else next((content for _, content in _boxes(answer)), None)
 
 
@@ -75,7 +75,7 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
 
 def count_boxed(text: str, after_think: bool = False) -> int:
     r"""How many boxes that close the response holds, a box in a box once: more than one is for the reward to judge."""
-    answer = _after_thinking(text, after_think)
+    answer = answering_part(text, after_think)
     if answer is None:
         return 0
     count, start = 0, len(answer)
@@ -96,7 +96,7 @@ def extract_answer(text: str, after_think: bool = False, fallbacks: Sequence[str
     boxed = extract_boxed(text, after_think)
     if boxed is not None or not fallbacks:
         return boxed
-    answer = _after_thinking(text, after_think)
+    answer = answering_part(text, after_think)
     if answer is None:
         return None
     ending = answer[-_MAX_FALLBACK_CHARS:]

@@ -22,7 +22,7 @@ _FIRST_FREE = 64  # descriptors are moved out of the way, up here, before they g
 
 @dataclass(frozen=True)
 class Limits:
-    """What one process of a program may use."""
+    """What one process of a program may use; `deadline_seconds` are of wall clock, `memory_bytes` of address space."""
 
     cpu_seconds: float
     deadline_seconds: float

@@ -1,10 +1,10 @@
-"""Which part of a response is the program: the last fenced block, and nothing else."""
+"""Which part of a response is the program: the last closed fence, and nothing else."""
 
 from __future__ import annotations
 
 import re
 
-from falcon_h1r.types import THINK_END
+from falcon_h1r.verifier.extract import answering_part
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = ("python", "python3", "py")
@@ -16,11 +16,10 @@ def extract_program(text: str, after_think: bool = False) -> str | None:
     A block that is never closed (a response that was cut off) does not count. With `after_think` only what
     follows the last `</think>` counts, and a response that never stopped thinking has no program.
     """
-    if after_think:
-        _, end, text = text.rpartition(THINK_END)
-        if not end:
-            return None
-    blocks = _blocks(text)
+    answer = answering_part(text, after_think)
+    if answer is None:
+        return None
+    blocks = _blocks(answer)
     python = [program for language, program in blocks if language in _PYTHON]
     if python:
         return python[-1]

@@ -5,8 +5,8 @@
     [{"input": "1 2\\n", "output": "3\\n", "testtype": "stdin"}]          LiveCodeBench
     [{"input": "[1]\\n2", "output": "3", "testtype": "functional"}]      its arguments: JSON, one a line
 
-or a row that holds such tests under `input_output`, `public_test_cases` and `private_test_cases`, or `tests`; and
-JSON text of any of these.
+or a row that holds such tests under `input_output`, `tests`, `test_cases`, or `public_test_cases` and
+`private_test_cases`; and JSON text of any of these.
 """
 
 from __future__ import annotations

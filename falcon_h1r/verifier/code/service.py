@@ -120,6 +120,9 @@ class CodeVerifier:
         """The verdict on one response, as a future that never holds an exception.
 
         `tests` are CodeTests, or whatever parse_tests reads; what it does not read is `unverifiable_gold`.
+
+        Raises:
+            ValueError: after `close`, for a program that would have to be run.
         """
         start = time.perf_counter()
         try:

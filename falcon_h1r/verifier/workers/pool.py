@@ -85,7 +85,11 @@ class WorkerPool:
             self._closing.set()
 
     def submit(self, arguments: list[Any]) -> Future[Result]:
-        """Queue one task; its future never holds an exception and cannot be cancelled."""
+        """Queue one task; its future never holds an exception and cannot be cancelled.
+
+        Raises:
+            ValueError: after `close`.
+        """
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()
         with self._lock:
@@ -190,7 +194,7 @@ class WorkerPool:
             worker.kill()
 
     def process_ids(self) -> list[int]:
-        """Of the workers that live now."""
+        """Numbers of the worker processes that live now."""
         with self._lock:
             return [worker.process.pid for worker in list(self._workers.values())]
 
