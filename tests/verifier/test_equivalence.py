@@ -237,6 +237,7 @@ WRONG = [
     ("A", "B, A"),
     (r"3\mathbf{i}+2\mathbf{j}", "(2,3)"),
     (r"\lfloor n/2 \rfloor", "n/2"),
+    (r"\text{The answer is not } 7", "7"),
 ]
 
 
@@ -266,12 +267,14 @@ def test_different_answers_are_told_apart_both_ways(a: str, b: str) -> None:
         ("y = f(x)", "f(x) = x + 1"),
         ("x = x", "x = 5"),
         ("2x = 4", "x = 2"),
-        (r"\text{The answer is not } 7", "7"),
-        ("1", r"n \equiv 1 \pmod 4"),
     ],
 )
 def test_restating_an_equation_is_not_a_solution(prediction: str, gold: str) -> None:
     assert not verify(box(prediction), gold).correct
+
+
+def test_a_residue_without_its_modulus_is_no_congruence() -> None:
+    assert not verify(box("1"), r"n \equiv 1 \pmod 4").correct
 
 
 @pytest.mark.parametrize(
