@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from falcon_h1r.verifier.equivalence import option_letter, readings, string_forms
-from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.reading.notation import clean_parts
 from falcon_h1r.verifier.tree.kinds import as_set, is_set
 from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, Node, NotNumeric, Undefined, free_symbols, negative
@@ -33,7 +33,7 @@ _INFINITIES = {Node("sym", name="oo"): "oo", negative(Node("sym", name="oo")): "
 _COLLECTIONS = ("list", "set", "tuple", "matrix", "row", "union", "inter", "chain", "piecewise", "mod")
 
 
-def canonical_answer(prediction_text: str, after_think: bool = False) -> str | None:
+def canonical_answer(prediction_text: str, after_think: bool = False, fallbacks: Sequence[str] = ()) -> str | None:
     r"""The canonical key of the boxed answer: "1/2" for \frac{2}{4}, 0.5 and \frac12; None without an answer.
 
     Unlike `verify`, keys are an equivalence relation: 10% has its own, although it matches 10 and 0.1. Units
@@ -41,7 +41,7 @@ def canonical_answer(prediction_text: str, after_think: bool = False) -> str | N
     in variables by their values at fixed points, sets of reals by where membership changes, formulas by their
     difference up to a factor. What a remark says is kept. What does not parse is keyed by its normalised string.
     """
-    answer = extract_boxed(prediction_text, after_think)
+    answer = extract_answer(prediction_text, after_think, fallbacks)
     if answer is None or not answer.strip():
         return None
     if len(answer) > MAX_ANSWER_CHARS:
