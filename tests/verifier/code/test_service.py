@@ -25,6 +25,40 @@ from falcon_h1r.verifier.workers.sandbox import SandboxSupport, SandboxUnavailab
 
 DOUBLE = {"inputs": [f"{n}\n" for n in range(6)], "outputs": [f"{2 * n}\n" for n in range(6)]}
 RIGHT = "```python\nprint(2 * int(input()))\n```"
+# Many competition programs begin like this.
+FAST_INPUT = """
+import os, sys
+from io import BytesIO, IOBase
+class FastIO(IOBase):
+    newlines = 0
+    def __init__(self, file):
+        self._fd = file.fileno()
+        self.buffer = BytesIO()
+        self.writable = "x" in file.mode or "r" not in file.mode
+        self.write = self.buffer.write if self.writable else None
+    def readline(self):
+        while self.newlines == 0:
+            b = os.read(self._fd, max(os.fstat(self._fd).st_size, 8192))
+            self.newlines = b.count(b"\\n") + (not b)
+            ptr = self.buffer.tell()
+            self.buffer.seek(0, 2), self.buffer.write(b), self.buffer.seek(ptr)
+        self.newlines -= 1
+        return self.buffer.readline()
+    def flush(self):
+        if self.writable:
+            os.write(self._fd, self.buffer.getvalue())
+            self.buffer.truncate(0), self.buffer.seek(0)
+class IOWrapper(IOBase):
+    def __init__(self, file):
+        self.buffer = FastIO(file)
+        self.flush = self.buffer.flush
+        self.writable = self.buffer.writable
+        self.write = lambda s: self.buffer.write(s.encode("ascii"))
+        self.readline = lambda: self.buffer.readline().decode("ascii")
+sys.stdin, sys.stdout = IOWrapper(sys.stdin), IOWrapper(sys.stdout)
+input = lambda: sys.stdin.readline().rstrip()
+print(2 * int(input()))
+"""
 
 
 def response(source: str) -> str:
@@ -97,13 +131,22 @@ def test_a_response_without_a_program_is_wrong_and_bad_tests_are_nobodys_fault(c
         "class Solution:\n    @staticmethod\n    def double(n): return 2 * n",
         "double = lambda n: n + n",
         "from __future__ import annotations\ndef double(n: Unknown) -> Unknown: return n << 1",
-        "if __name__ == '__main__':\n    def double(n): return n * 2.0",
+        "def double(n): return n * 2.0\nif __name__ == '__main__':\n    print(double(int(input())))",
+        "from operator import add\nimport pickle\nclass A:\n    pass\n"
+        "def double(n): return add(n, n) if pickle.loads(pickle.dumps(A())) else 0",
         "import dataclasses\n@dataclasses.dataclass\nclass P:\n    n: int\ndef double(n): return P(2 * n).n",
     ],
 )
 def test_functions_and_methods_are_found(source: str, code_verifier: CodeVerifier) -> None:
     tests = {"fn_name": "double", "inputs": [[n] for n in range(3)], "outputs": [0, 2, 4]}
     assert code_verifier.submit(response(source), tests).result(60).correct
+
+
+def test_a_name_that_the_program_never_mentions_is_not_its_function(code_verifier: CodeVerifier) -> None:
+    tests = {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}
+    verdict = code_verifier.submit(response("pass"), tests).result(60)
+    assert (verdict.status, verdict.stage) == ("wrong", "runtime") and "defines no gcd" in verdict.reason
+    assert code_verifier.submit(response("from math import gcd"), tests).result(60).correct
 
 
 @pytest.mark.parametrize(
@@ -125,6 +168,15 @@ def test_functions_and_methods_are_found(source: str, code_verifier: CodeVerifie
         "with open('scratch', 'w') as f: f.write(input())\nprint(2 * int(open('scratch').read()))",
         "import sys\nprint(2 * int(sys.stdin.buffer.read()))\nsys.exit()",
         "from functools import *\nprint(2 * int(input()), file=stdout)",
+        FAST_INPUT,
+        "import sys\nclass Out:\n    def __init__(self, file): self.write, self.flush = file.write, file.flush\n"
+        "sys.stdout = Out(sys.stdout)\nprint(2 * int(input()))",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach())\nprint(2 * int(input()))",
+        "out = open(1, 'w')\nprint(2 * int(input()), file=out)",
+        "import functools, os\nprint = functools.partial(print, file=os.fdopen(1, 'w'))\nprint(2 * int(input()))",
+        "import os\nwrite = open('/dev/stdout', 'w').write\nwrite(str(2 * int(input())))",
+        "import os\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\nprint(2 * int(input()))",
+        "n = int(input())\nassert len(str(10**49_999)) == 50_000\nprint(2 * n)",
     ],
 )
 def test_the_habits_of_competition_programs_work(source: str, code_verifier: CodeVerifier) -> None:
