@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,6 +240,51 @@ def test_a_fault_of_our_own_is_a_verdict_that_names_it(monkeypatch: pytest.Monke
 
 # -----------------------------------------------------------------------------
 # Threads, processes, the end
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_threads_do_not_start_nothing_waits_for_ever(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("code-verifier"):
+            if len(started) >= allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with CodeVerifier(num_workers=2) as verifier:
+        verdicts = [verifier.submit(RIGHT, DOUBLE).result(60) for _ in range(2)]
+        assert [v.correct for v in verdicts] == [bool(allowed)] * 2
+        assert allowed or {(v.status, v.stage) for v in verdicts} == {("undecided", "sandbox")}
+        monkeypatch.undo()
+        assert verifier.submit(RIGHT, DOUBLE).result(60).correct
+
+
+ALARM = response("""
+import signal, time
+class Late(Exception): pass
+def late(*_): raise Late
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try: time.sleep(2)
+except Late: print(2 * int(input()))
+""")
+
+
+def test_signals_that_the_trainer_ignores_or_blocks_change_nothing() -> None:
+    code = f"""
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGCHLD])
+from falcon_h1r.verifier.code import CodeVerifier
+with CodeVerifier() as verifier:
+    print(verifier.submit({ALARM!r}, {DOUBLE!r}).result(60).status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "correct\n", done
 
 
 def test_scores_come_in_order_from_many_threads(code_verifier: CodeVerifier) -> None:
