@@ -351,8 +351,8 @@ class VerifierConfig:
     """The pool of workers behind the reward."""
 
     num_workers: int = 1
-    deadline_seconds: float = 5.0
-    second_verifier: Optional[str] = None  # asked where the first says no
+    deadline_seconds: float = 1.2  # CPU time for one pair's algebra
+    fallbacks: list[str] = field(default_factory=list)  # without a box: answer, hash, math, number, in this order
     code: CodeVerifierConfig = field(default_factory=CodeVerifierConfig)  # for problems with tests
 
 

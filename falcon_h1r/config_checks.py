@@ -21,7 +21,7 @@ from falcon_h1r.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from falcon_h1r.types import InputError
+from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
 CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
@@ -82,6 +82,8 @@ def check_config(config: Config) -> None:
         raise InputError(f"evaluate.top_p={config.evaluate.top_p}: has to be above 0 and at most 1")
     if config.verifier.deadline_seconds <= 0:
         raise InputError(f"verifier.deadline_seconds={config.verifier.deadline_seconds}: has to be above 0")
+    for name in config.verifier.fallbacks:
+        _one_of("verifier.fallbacks", name, ANSWER_FALLBACKS)
     _check_code_verifier(config.verifier.code)
     for key, number in _counts(config):
         _at_least(key, number, 1)
@@ -302,7 +304,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     if stage in ("evaluate", "pipeline"):
         found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
         found += _differing("scaling", config.scaling, num_traces=0)
-    found += _differing("verifier", config.verifier, second_verifier=None)
     if stage == "export":
         found += _differing("export", config.export, **dict.fromkeys(vars(config.export)))
     return found

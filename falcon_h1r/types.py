@@ -17,6 +17,7 @@ DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "medium", "hard")
 THINK_START, THINK_END = "<think>", "</think>"  # around the reasoning of an assistant's turn
 
 VerdictStatus = Literal["correct", "wrong", "undecided", "unverifiable_gold"]
+ANSWER_FALLBACKS = ("answer", "hash", "math", "number")  # where an answer may be found without a box
 StopReason = Literal["stop", "length", "abort"]
 
 

@@ -57,7 +57,7 @@ def _curate(config: Config, folder: Path) -> None:
     else:
         traces = load_traces(config.curate.source)
     with ExitStack() as stack:
-        verifier = stack.enter_context(Verifier(config.verifier.num_workers, config.verifier.deadline_seconds))
+        verifier = stack.enter_context(Verifier.from_config(config.verifier))
         score_code = None
         if any(trace.problem.tests is not None for trace in traces):
             score_code = stack.enter_context(_code_verifier(config)).score

@@ -51,7 +51,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     num_own = len(world.share(problems)) * (config.evaluate.num_samples + 1)
     with (
         Tracker(folder, "evaluate", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
-        Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier,
+        Verifier.from_config(config.verifier, after_think=True) as verifier,
         tracker.progress(num_own, f"evaluate {folder.name}", "answers of this rank") as progress,
     ):
         sampler = TorchSampler(

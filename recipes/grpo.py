@@ -57,7 +57,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
     with (
         Tracker(folder, "grpo", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
-        Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier,
+        Verifier.from_config(config.verifier, after_think=True) as verifier,
         dev_evaluation(config, model, tokenizer, world, "grpo") as evaluate_dev,
     ):
         stream, unusable = open_stream(problems, tokenizer, config, verifier)

@@ -43,7 +43,7 @@ def dev_evaluation(
     prompts = encode_prompts(tokenizer, problems, config.system_prompt)
     check_prompt_lengths(problems, prompts, limits.prompt_tokens, f"{config.dev.data.path}, {stage}.limits")
     sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
-    with Verifier(config.verifier.num_workers, config.verifier.deadline_seconds, after_think=True) as verifier:
+    with Verifier.from_config(config.verifier, after_think=True) as verifier:
 
         def measure() -> dict[str, float]:
             was_training = model.training

@@ -10,7 +10,7 @@ from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
 from falcon_h1r.types import InputError, Problem, Rollout
-from falcon_h1r.verifier import Verifier, canonical_answer, extract_boxed
+from falcon_h1r.verifier import Verifier, canonical_answer, extract_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def evaluate_policy(
         rollouts = sampler.generate(own_prompts, settings)
         verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
         rows += [
-            sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy)
+            sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy, verifier.fallbacks)
             for rollout, verdict in zip(rollouts, verdicts, strict=True)
         ]
     position = {problem.uid: index for index, problem in enumerate(problems)}
@@ -61,7 +61,9 @@ def evaluate_policy(
     return sorted(gathered, key=lambda row: (position[row["problem_uid"]], row["greedy"], row["sample_index"]))
 
 
-def sample_row(problem: Problem, rollout: Rollout, verdict: Any, is_greedy: bool) -> dict[str, Any]:
+def sample_row(
+    problem: Problem, rollout: Rollout, verdict: Any, is_greedy: bool, fallbacks: Sequence[str] = ()
+) -> dict[str, Any]:
     """One judged response, as it stands in samples.jsonl."""
     return {
         "problem_uid": problem.uid,
@@ -72,8 +74,8 @@ def sample_row(problem: Problem, rollout: Rollout, verdict: Any, is_greedy: bool
         "greedy": is_greedy,
         "sample_index": rollout.sample_index,
         "response": rollout.text,
-        "prediction": extract_boxed(rollout.text, after_think=True),
-        "answer_key": canonical_answer(rollout.text, after_think=True),
+        "prediction": extract_answer(rollout.text, True, fallbacks),
+        "answer_key": canonical_answer(rollout.text, True, fallbacks),
         "status": verdict.status,
         "stage": verdict.stage,
         "reason": verdict.reason,

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from falcon_h1r.verifier.equivalence import readings
-from falcon_h1r.verifier.extract import extract_boxed
+from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.reading.notation import clean_parts, string_forms
 from falcon_h1r.verifier.reading.options import option_letter
 from falcon_h1r.verifier.tree.kinds import as_set, is_set
@@ -34,7 +34,7 @@ _INFINITIES = {Node("sym", name="oo"): "oo", negative(Node("sym", name="oo")): "
 _COLLECTIONS = ("matrix", "row", "union", "inter", "chain", "piecewise", "mod")
 
 
-def canonical_answer(prediction_text: str, after_think: bool = False) -> str | None:
+def canonical_answer(prediction_text: str, after_think: bool = False, fallbacks: Sequence[str] = ()) -> str | None:
     r"""The canonical key of the boxed answer: "1/2" for \frac{2}{4}, 0.5 and \frac12; None without an answer.
 
     Unlike `verify`, keys are an equivalence relation: 10% has its own, although it matches 10 and 0.1. Units
@@ -42,7 +42,7 @@ def canonical_answer(prediction_text: str, after_think: bool = False) -> str | N
     in variables by their values at fixed points, sets of reals by where membership changes, formulas by their
     difference up to a factor. What a remark says is kept. What does not parse is keyed by its normalised string.
     """
-    answer = extract_boxed(prediction_text, after_think)
+    answer = extract_answer(prediction_text, after_think, fallbacks)
     if answer is None or not answer.strip():
         return None
     if len(answer) > MAX_ANSWER_CHARS:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from falcon_h1r.types import Verdict, VerdictStatus
 from falcon_h1r.verifier.compare import NeedsAlgebra
@@ -19,6 +19,9 @@ from falcon_h1r.verifier.equivalence import check_gold, judged
 from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.workers.pool import WorkerPool
 from falcon_h1r.verifier.workers.process import Result
+
+if TYPE_CHECKING:
+    from falcon_h1r.config import VerifierConfig
 
 DEFAULT_DEADLINE_SECONDS = 1.2  # with a worker's start and a starved worker's extra time, a verdict within two
 DEFAULT_MEMORY_LIMIT_BYTES = 1 << 30
@@ -72,6 +75,11 @@ class Verifier:
         self._cache_bytes = 0
         self._reset()
         _verifiers.add(self)
+
+    @classmethod
+    def from_config(cls, config: VerifierConfig, after_think: bool = False) -> Verifier:
+        """The verifier that a run's `verifier` section describes."""
+        return cls(config.num_workers, config.deadline_seconds, after_think, fallbacks=config.fallbacks)
 
     def _reset(self) -> None:
         self._pending: dict[tuple[str, str], Future[Verdict]] = {}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from falcon_h1r.types import ANSWER_FALLBACKS
 from falcon_h1r.verifier import verify
 from falcon_h1r.verifier.extract import FALLBACKS, count_boxed, extract_answer, extract_boxed
 
@@ -97,6 +98,10 @@ def test_a_box_goes_before_every_fall_back_and_the_first_that_finds_something_de
     assert extract_answer(text, fallbacks=["hash", "answer"]) == "2"
     assert extract_answer("<think>The answer is 1.", after_think=True, fallbacks=["answer"]) is None
     assert verify(text, "1", fallbacks=["answer"]).correct
+
+
+def test_every_fall_back_of_the_config_is_there() -> None:
+    assert tuple(FALLBACKS) == ANSWER_FALLBACKS
 
 
 def test_an_unknown_fall_back_is_refused_by_name() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon_h1r.verifier import check_gold, verify
+from falcon_h1r.verifier import Verifier, check_gold
 
 PAIRS = [json.loads(line) for line in Path(__file__).with_name("pairs.jsonl").read_text().splitlines()]
 LABELLED = [row for row in PAIRS if not row.get("any_verdict")]
@@ -18,7 +18,9 @@ MAX_FALSE_POSITIVES = 5
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, bool]:
-    return {row["id"]: verify(row["prediction"], row["gold"]).correct for row in LABELLED}
+    with Verifier(num_workers=2) as verifier:
+        judged = verifier.score([row["prediction"] for row in LABELLED], [row["gold"] for row in LABELLED])
+    return {row["id"]: verdict.correct for row, verdict in zip(LABELLED, judged, strict=True)}
 
 
 def test_pairs_are_told_apart_as_their_labels_say(verdicts: dict[str, bool]) -> None:

@@ -6,8 +6,8 @@ is not 1.0000001). Where the tests say `float_tolerance`, two numbers that are b
 or an exponent may differ by that much, absolutely or relatively; LiveCodeBench has no such thing.
 
 Results of functions are JSON values: lists (tuples became lists), objects by their keys' text, numbers by value, so
-that true is 1 as it is in Python. Where one number is a float, 1e-5 is allowed, absolutely or relatively (LeetCode's;
-LiveCodeBench allows none).
+that true is 1 as it is in Python. Between two floats 1e-5 is allowed, absolutely or relatively (LeetCode's;
+LiveCodeBench allows none); between a float and an integer absolutely alone, as integers are exact.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def same_values(one: Any, other: Any) -> bool:
             return True
         if isinstance(one, int) and isinstance(other, int):
             return False
+        both_inexact = isinstance(one, float) and isinstance(other, float)
         try:
-            return math.isclose(one, other, rel_tol=RESULT_TOLERANCE, abs_tol=RESULT_TOLERANCE)
+            return math.isclose(one, other, rel_tol=RESULT_TOLERANCE if both_inexact else 0.0, abs_tol=RESULT_TOLERANCE)
         except OverflowError:  # an integer beyond every float
             return False
     if isinstance(one, list) and isinstance(other, list):

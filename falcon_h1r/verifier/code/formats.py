@@ -12,7 +12,6 @@ or a row that holds such tests under `input_output`, `tests`, `test_cases`, or `
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import json
@@ -102,34 +101,38 @@ def parse_tests(tests: Any) -> CodeTests:
     Raises:
         InputError: where they have none of the shapes, contradict themselves or are empty.
     """
-    found = tests if isinstance(tests, CodeTests) else _from_value(_loaded(tests), None)
+    try:
+        found = tests if isinstance(tests, CodeTests) else _from_value(_loaded(tests), None, 0.0)
+    except RecursionError:
+        raise InputError("the tests are nested too deeply") from None
     if found.fault:
         raise InputError(found.fault)
     return found
 
 
-def _from_value(value: Any, fn_name: str | None) -> CodeTests:
+def _from_value(value: Any, fn_name: str | None, tolerance: float) -> CodeTests:
     if isinstance(value, Mapping):
-        return _from_mapping(value, _function_name(value) or fn_name)
+        return _from_mapping(value, _function_name(value) or fn_name, tolerance)
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return _from_cases(value, fn_name)
+        return _from_cases(value, fn_name, tolerance)
     raise InputError(f"tests have to be an object or a list, not {_shown(value)}")
 
 
-def _from_mapping(row: Mapping[str, Any], fn_name: str | None) -> CodeTests:
+def _from_mapping(row: Mapping[str, Any], fn_name: str | None, tolerance: float) -> CodeTests:
+    if row.get("float_tolerance") is not None:
+        tolerance = row["float_tolerance"]
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
+        raise InputError(f"float_tolerance has to be a number from 0 to below 1, not {_shown(tolerance)}")
     if "public_test_cases" in row or "private_test_cases" in row:
         cases = [_loaded(row[key]) for key in ("public_test_cases", "private_test_cases") if row.get(key)]
         if not all(isinstance(part, list) for part in cases):
             raise InputError("public_test_cases and private_test_cases have to be lists")
-        return _from_cases([case for part in cases for case in part], fn_name)
+        return _from_cases([case for part in cases for case in part], fn_name, tolerance)
     for holder in _HOLDERS:
         if row.get(holder) is not None:
-            return _from_value(_loaded(row[holder]), fn_name)
-    tolerance = row.get("float_tolerance", 0.0)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
-        raise InputError(f"float_tolerance has to be a number from 0 to below 1, not {_shown(tolerance)}")
+            return _from_value(_loaded(row[holder]), fn_name, tolerance)
     if "input" in row and "output" in row:
-        return CodeTests(_from_cases([row], fn_name).cases, fn_name, tolerance)
+        return _from_cases([row], fn_name, tolerance)
     inputs, outputs = (_loaded(row.get(key)) for key in ("inputs", "outputs"))
     if not isinstance(inputs, list) or not isinstance(outputs, list):
         raise InputError("tests need `inputs` and `outputs`, both lists")
@@ -142,7 +145,7 @@ def _from_mapping(row: Mapping[str, Any], fn_name: str | None) -> CodeTests:
     return CodeTests(tuple(_call(given, wanted) for given, wanted in pairs), fn_name, tolerance)
 
 
-def _from_cases(cases: Sequence[Any], fn_name: str | None) -> CodeTests:
+def _from_cases(cases: Sequence[Any], fn_name: str | None, tolerance: float) -> CodeTests:
     kinds: set[str] = set()
     found: list[StdinCase | CallCase] = []
     for number, case in enumerate(cases, start=1):
@@ -155,35 +158,47 @@ def _from_cases(cases: Sequence[Any], fn_name: str | None) -> CodeTests:
         kinds.add(kind)
         if kind == "functional" and fn_name is None:
             raise InputError(f"test {number} is functional, but no fn_name says which function is called")
-        found.append((StdinCase if kind == "stdin" else _call)(*map(_text_or_value, (case["input"], case["output"]))))
+        given, wanted = case["input"], case["output"]
+        found.append(StdinCase(_text(given), _text(wanted)) if kind == "stdin" else _call(given, wanted))
     if len(kinds) > 1:
         raise InputError("some tests are functional and some are not")
-    return CodeTests(tuple(found), fn_name if kinds == {"functional"} else None)
+    return CodeTests(tuple(found), fn_name if kinds == {"functional"} else None, tolerance)
 
 
 def _call(given: Any, wanted: Any) -> CallCase:
     """A call. Text is LiveCodeBench's: arguments as JSON, one a line; a list is APPS's: the arguments themselves."""
     if isinstance(given, str):
         try:
-            return CallCase([json.loads(line) for line in given.split("\n") if line.strip()], json.loads(str(wanted)))
+            arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
+            return CallCase(arguments, json.loads(wanted) if isinstance(wanted, str) else _as_json(wanted))
         except (ValueError, RecursionError):
             raise InputError(f"a call's arguments or result are no JSON: {_shown(given)}, {_shown(wanted)}") from None
     if not isinstance(given, list):
         raise InputError(f"a call's arguments have to be a list, not {_shown(given)}")
+    wanted = _as_json(wanted)
     return CallCase(given, wanted, maybe_wrapped=isinstance(wanted, list) and len(wanted) == 1)
 
 
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from JSON, as results do: no tuples, keys that are text."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return value  # which CodeTests.fault names
+
+
 def _function_name(row: Mapping[str, Any]) -> str | None:
-    metadata = row.get("metadata") or {}
-    for place in (row, _loaded(metadata)):
+    metadata: Any = row.get("metadata")
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except (ValueError, RecursionError):
+            metadata = None  # of another kind: words about the problem
+    for place in (row, metadata):
         for key in _NAMES if isinstance(place, Mapping) else ():
             if place.get(key):
                 return str(place[key])
     return None
-
-
-def _text_or_value(value: Any) -> Any:
-    return value if isinstance(value, (str, list)) else str(value)
 
 
 def _text(value: Any) -> str:
@@ -222,7 +237,7 @@ def _decompressed(value: str) -> str:
         packed = zlib.decompressobj().decompress(base64.b64decode(value, validate=True), MAX_TESTS_BYTES)
         text = _NothingButText(io.BytesIO(packed)).load()
         json.loads(text)
-    except (ValueError, TypeError, zlib.error, pickle.UnpicklingError, EOFError, binascii.Error, IndexError):
+    except Exception:  # an unpickler raises anything: OverflowError, MemoryError, ...
         raise InputError(f"tests are neither JSON nor LiveCodeBench's packed form: {_shown(value)}") from None
     return str(text)
 

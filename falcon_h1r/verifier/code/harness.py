@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
 import io
 import json
 import os
@@ -40,6 +41,8 @@ import string, re, datetime, collections, heapq, bisect, copy, math, random, sta
 import functools, operator, io, sys, json
 """
 RECURSION_LIMIT = 50_000  # as there
+MAX_INT_DIGITS = 50_000  # as there; Python itself stops at 4,300
+_PLAIN = (type(None), bool, int, float, str, bytes, bytearray, list, tuple, dict, set, types.ModuleType)
 
 
 def imported_names() -> dict[str, object]:
@@ -62,13 +65,17 @@ def run(source: str, fn_name: str | None, report: int, names: dict[str, object])
         setattr(builtins, name, sys.exit)
     sys.argv = ["program.py"]
     sys.setrecursionlimit(RECURSION_LIMIT)
+    if hasattr(sys, "set_int_max_str_digits"):  # a sandbox elsewhere may have an older Python
+        sys.set_int_max_str_digits(MAX_INT_DIGITS)
     names["random"].seed(0)  # type: ignore[attr-defined]  # the same program, the same verdict
-    module = types.ModuleType("__main__")
+    # A function's program is imported, as LiveCodeBench and APPS do: what it would run as a script does not matter.
+    module = types.ModuleType("__main__" if fn_name is None else "solution")
     module.__dict__.update(names)
+    module.__dict__["__file__"] = "program.py"
     module.__dict__.update(stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr, __builtins__=__builtins__)
-    sys.modules["__main__"] = module
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
     arguments = json.loads(sys.stdin.buffer.read()) if fn_name is not None else []
-    _end(_status(lambda: _execute(source, fn_name, arguments, report, module)))
+    _end(_status(lambda: _execute(source, fn_name, arguments, report, module)), module)
 
 
 def _execute(source: str, fn_name: str | None, arguments: list[object], report: int, module: types.ModuleType) -> None:
@@ -77,7 +84,7 @@ def _execute(source: str, fn_name: str | None, arguments: list[object], report: 
         return
     solution = module.__dict__.get("Solution")
     owner = solution() if isinstance(solution, type) and hasattr(solution, fn_name) else module
-    if not hasattr(owner, fn_name):
+    if not hasattr(owner, fn_name) or fn_name not in source:  # IMPORTS' own gcd or add is not the program's
         raise NameError(f"the program defines no {fn_name}")
     text = json.dumps(_plain(getattr(owner, fn_name)(*arguments))).encode()
     while text:
@@ -112,18 +119,33 @@ def _status(work: object) -> int:
     return 0
 
 
-def _end(status: int) -> None:
-    """Wait for threads, run what was registered, flush: the end of an interpreter, without taking it apart."""
+def _end(status: int, module: types.ModuleType) -> None:
+    """Wait for threads, run what was registered, flush: the end of an interpreter, with little of it taken apart."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        for file in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            if file is not None and not file.closed:
+        for file in (sys.stdout, sys.stderr):
+            if file is not None and not getattr(file, "closed", False):
                 file.flush()
+        for file in (sys.__stdout__, sys.__stderr__):
+            with contextlib.suppress(ValueError):  # closed, or without its buffer, which another file may have now
+                if file is not None:
+                    file.flush()
+        _drop_globals(module.__dict__)
     except BaseException:
         status = status or 1
     finally:
         os._exit(status & 0xFF)
+
+
+def _drop_globals(values: dict[str, object]) -> None:
+    """Files that the program opened on its standard output and never closed write what they hold when they go.
+
+    As they do at the end of an interpreter. Plain data stays: freeing it would only take time.
+    """
+    for name, value in list(values.items()):
+        if name != "__builtins__" and type(value) not in _PLAIN:
+            values[name] = None
 
 
 def _renew_standard_files() -> None:
@@ -131,5 +153,6 @@ def _renew_standard_files() -> None:
     for name, descriptor, mode in (("stdin", 0, "rb"), ("stdout", 1, "wb"), ("stderr", 2, "wb")):
         raw = open(descriptor, mode, closefd=False)  # noqa: SIM115
         file = io.TextIOWrapper(raw, encoding="utf-8", line_buffering=name == "stderr", write_through=False)
+        file.mode = mode[0]  # type: ignore[misc]  # which Python gives its own, and fast readers of input ask for
         setattr(sys, name, file)
         setattr(sys, f"__{name}__", file)

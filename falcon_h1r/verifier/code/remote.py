@@ -11,8 +11,10 @@ outputs are not sent. How strong that sandbox is, is its owner's business.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -40,6 +42,53 @@ run({source}, {fn_name}, _report, imported_names())
 """
 
 
+class _Call:
+    """One request's connections, which another thread may cut: a time limit of a socket is for each of its reads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._is_cut = False
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        """Opens URLs with connections that `cut` knows."""
+
+        def open_http(req: urllib.request.Request) -> http.client.HTTPResponse:
+            return plain.do_open(self._watched(http.client.HTTPConnection), req)
+
+        def open_https(req: urllib.request.Request) -> http.client.HTTPResponse:
+            return secure.do_open(self._watched(http.client.HTTPSConnection), req)
+
+        plain, secure = urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()
+        plain.http_open, secure.https_open = open_http, open_https  # type: ignore[method-assign]
+        return urllib.request.build_opener(plain, secure)
+
+    def _watched(self, kind: type[http.client.HTTPConnection]) -> Any:
+        call = self
+
+        class Watched(kind):  # type: ignore[misc, valid-type]
+            def connect(self) -> None:
+                super().connect()
+                call._add(self.sock)
+
+        return Watched
+
+    def _add(self, opened: socket.socket) -> None:
+        with self._lock:
+            self._sockets.append(opened)
+            is_cut = self._is_cut
+        if is_cut:
+            self.cut()
+
+    def cut(self) -> None:
+        """End what is read or written now, and at once what would be."""
+        with self._lock:
+            self._is_cut = True
+            for opened in self._sockets:
+                with contextlib.suppress(OSError):  # closed
+                    socket.socket.shutdown(opened, socket.SHUT_RDWR)  # of the connection; TLS is not asked
+
+
 class RemoteRunner:
     """A client of one sandbox; requests are bounded in number, time and size."""
 
@@ -48,6 +97,7 @@ class RemoteRunner:
         self.limits = limits
         self._code = ""
         self._closed = threading.Event()
+        self._call = _Call()
         self._harness = Path(harness.__file__).read_text(encoding="utf-8")
 
     def begin(self, source: str, fn_name: str | None) -> None:
@@ -103,7 +153,8 @@ class RemoteRunner:
                 problem = f"status {error.code}"
                 if error.code != 429 and error.code < 500:
                     break
-            except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, half an answer, no JSON
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
+                # no connection, half an answer, no JSON
                 problem = f"{type(error).__name__}: {error}"[:100]
         raise RunnerLost(f"no answer from {self.url}: {problem or 'closed'}")
 
@@ -111,20 +162,33 @@ class RemoteRunner:
         seconds = self.limits.deadline_seconds + _GRACE_SECONDS
         end = time.monotonic() + seconds
         most = 8 * self.limits.output_bytes  # as JSON, with standard error beside it
-        parts: list[bytes] = []
-        with urllib.request.urlopen(request, timeout=seconds) as response:
-            while part := response.read1(1 << 16):
-                parts.append(part)
-                if sum(map(len, parts)) > most or time.monotonic() > end:
-                    raise ValueError("the answer is too long, or takes too long")
+        size, parts = 0, []
+        self._call = call = _Call()
+        if self._closed.is_set():
+            call.cut()
+        watch = threading.Timer(seconds, call.cut)
+        watch.daemon = True
+        watch.start()
+        try:
+            with call.opener().open(request, timeout=seconds) as response:
+                while part := response.read1(1 << 16):
+                    parts.append(part)
+                    size += len(part)
+                    if size > most:
+                        raise ValueError("the answer is too long")
+        finally:
+            watch.cancel()
+            if time.monotonic() > end:
+                raise TimeoutError(f"no whole answer within {seconds:g} s")
         answer = json.loads(b"".join(parts))
         if not isinstance(answer, dict):
             raise ValueError("the answer is no object")
         return answer
 
     def interrupt(self) -> None:
-        """Make no further attempt."""
+        """Make no further attempt, and end the one that is made now."""
         self._closed.set()
+        self._call.cut()
 
     def close(self) -> None:
         """There is nothing to give back: no connection outlives its request."""

@@ -202,19 +202,26 @@ class CodeVerifier:
                 return promise
             if key in self._pending:
                 return self._pending[key]
+            if not self._threads and not self._start_threads():
+                self.num_sandbox_failures += 1
+                promise.set_result(("undecided", "sandbox", "no thread could be started"))
+                return promise
             self._pending[key] = promise
-            if not self._threads:
-                self._start_threads()
             self._tasks.put((program, tests, promise))
         return promise
 
-    def _start_threads(self) -> None:
+    def _start_threads(self) -> bool:
+        """One to a worker, or as many as this process may have."""
         for index in range(self.num_workers):
             runner = self._runner()
             thread = threading.Thread(target=self._serve, args=(runner,), name=f"code-verifier-{index}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                break
             self._runners.append(runner)
             self._threads.append(thread)
-            thread.start()
+        return bool(self._threads)
 
     def _runner(self) -> Runner:
         if self.sandbox_url is None:

@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def library_view(scratch: Path) -> FileView:
 
 def main(settings_json: str, path: list[str]) -> None:
     """Serve until standard input ends; then leave the scratch folder as if it had never been."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave nothing to wait for
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # whatever the thread blocks that starts this
     settings: dict[str, Any] = json.loads(settings_json)
     scratch = Path(settings["scratch"])
     limits = confined.Limits(**settings["limits"])

@@ -50,6 +50,27 @@ def packed(value: Any) -> str:
             CodeTests((StdinCase("1", "0.5"),), None, 1e-6),
         ),
         (ADD, ADD),
+        # Values where LiveCodeBench has text
+        ([{"input": [1, [2]], "output": 3, "fn_name": "add"}, {"input": "4\n[5]", "output": 9}], ADD),
+        (
+            [{"input": [], "output": True, "fn_name": "f"}, {"input": "", "output": ["a"]}],
+            CodeTests((CallCase([], True), CallCase([], ["a"])), "f"),
+        ),
+        ([{"input": ["a", "b"], "output": ["c", "d"]}], CodeTests((StdinCase("a\nb", "c\nd"),))),
+        (
+            {"fn_name": "f", "inputs": [[1]], "outputs": [[(1, 2), {3: None}]]},
+            CodeTests((CallCase([1], [[1, 2], {"3": None}]),), "f"),
+        ),
+        # A tolerance beside what holds the tests, and metadata that are words
+        (
+            {"input_output": {"inputs": ["1"], "outputs": ["0.5"]}, "float_tolerance": 1e-6},
+            CodeTests((StdinCase("1", "0.5"),), None, 1e-6),
+        ),
+        (
+            {"tests": [{"input": "1", "output": "0.5"}], "float_tolerance": 1e-6},
+            CodeTests((StdinCase("1", "0.5"),), None, 1e-6),
+        ),
+        ({"inputs": ["1\n", "3\n"], "outputs": ["2\n", "4\n"], "metadata": "from a contest"}, ECHO),
     ],
 )
 def test_the_shapes_that_data_sets_have(row: Any, tests: CodeTests) -> None:
@@ -84,6 +105,9 @@ def test_the_shapes_that_data_sets_have(row: Any, tests: CodeTests) -> None:
             {"inputs": ["1"], "outputs": ["1"], "float_tolerance": 2},
             "float_tolerance has to be a number from 0 to below 1",
         ),
+        ([{"input": None, "output": "7"}], "a test's input and output have to be text, not None"),
+        ([{"input": "1", "output": {"a": 1}}], "a test's input and output have to be text, not {'a': 1}"),
+        ('{"tests":' * 700 + "1" + "}" * 700, "the tests are nested too deeply"),
         (CodeTests((CallCase([1], 2),)), "tests with fn_name have to be calls, and tests without it standard input"),
         (CodeTests((CallCase([{1}], 2),), "f"), "a test holds what is no JSON value"),
     ],
@@ -105,6 +129,14 @@ def test_a_packed_form_that_would_run_something_is_refused(tmp_path: Path, monke
     text = base64.b64encode(zlib.compress(pickle.dumps(Bomb()))).decode()
     assert check_tests({"public_test_cases": [], "private_test_cases": text}).startswith("tests are neither JSON")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04\x8d" + b"\xff" * 8, b"\x80\x04Nr\xff\xff\xff\x7f.", b"g0\n.", b""])
+def test_a_packed_form_that_is_broken_is_refused(content: bytes) -> None:
+    text = base64.b64encode(zlib.compress(content)).decode()
+    assert check_tests({"private_test_cases": text}).startswith("tests are neither JSON")
+    deep = base64.b64encode(zlib.compress(pickle.dumps("[" * 100_000))).decode()
+    assert check_tests({"private_test_cases": deep}).startswith("tests are neither JSON")
 
 
 def test_a_packed_form_that_swells_is_not_swallowed_whole(monkeypatch: pytest.MonkeyPatch) -> None:

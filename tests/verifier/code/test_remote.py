@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def ok(**result: Any) -> tuple[int, bytes]:
         ((404, b""), 1),
         ((200, b"no json"), 3),
         ((200, b"[]"), 3),
+        ((200, b"[" * 100_000), 3),
         ((200, b"{}"), 1),
         ((200, json.dumps({"status": "SandboxError", "message": "no room"}).encode()), 1),
         ((200, json.dumps({"status": "Success", "run_result": None}).encode()), 1),
@@ -182,6 +184,50 @@ def test_an_answer_that_breaks_off_is_no_answer(
     verdict = verifier.submit(response("print(1)"), DOUBLE).result(60)
     assert (verdict.status, verdict.stage) == ("undecided", "sandbox"), verdict
     assert len(sandbox.requests) == remote.ATTEMPTS and "no answer from" in verdict.reason
+
+
+def drip(*lines: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """The last of these lines again and again, faster than any read times out."""
+
+    def misbehave(handler: BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"".join(lines[:-1]))
+            for _ in range(600):
+                handler.wfile.write(lines[-1])
+                time.sleep(0.05)
+
+    return misbehave
+
+
+DRIPS = {
+    "a status that never ends": drip(b"H"),
+    "headers that never end": drip(b"HTTP/1.1 200 OK\r\n", b"x"),
+    "a body that never ends": drip(b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+    "continue, continue": drip(b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_an_answer_that_drips_is_no_answer(
+    name: str, verifier: CodeVerifier, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_GRACE_SECONDS", -2.7)  # 0.3 s are left
+    sandbox.misbehave = DRIPS[name]
+    start = time.monotonic()
+    verdict = verifier.submit(response("print(1)"), DOUBLE).result(20)
+    assert (verdict.status, verdict.stage) == ("undecided", "sandbox"), verdict
+    assert "no whole answer within 0.3 s" in verdict.reason and time.monotonic() - start < 10
+
+
+def test_close_ends_a_request_that_is_being_answered(sandbox: Sandbox) -> None:
+    sandbox.misbehave = DRIPS["continue, continue"]
+    verifier = CodeVerifier(sandbox_url=sandbox.url)
+    waiting = verifier.submit(response("print(1)"), DOUBLE)
+    time.sleep(0.3)
+    start = time.monotonic()
+    verifier.close()
+    assert time.monotonic() - start < 5
+    assert waiting.result(1).stage == "closed"
 
 
 def test_a_sandbox_that_recovers_is_asked_again(verifier: CodeVerifier, sandbox: Sandbox) -> None:

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,40 @@ from falcon_h1r.verifier.workers.sandbox import SandboxSupport, SandboxUnavailab
 
 DOUBLE = {"inputs": [f"{n}\n" for n in range(6)], "outputs": [f"{2 * n}\n" for n in range(6)]}
 RIGHT = "```python\nprint(2 * int(input()))\n```"
+# Many competition programs begin like this.
+FAST_INPUT = """
+import os, sys
+from io import BytesIO, IOBase
+class FastIO(IOBase):
+    newlines = 0
+    def __init__(self, file):
+        self._fd = file.fileno()
+        self.buffer = BytesIO()
+        self.writable = "x" in file.mode or "r" not in file.mode
+        self.write = self.buffer.write if self.writable else None
+    def readline(self):
+        while self.newlines == 0:
+            b = os.read(self._fd, max(os.fstat(self._fd).st_size, 8192))
+            self.newlines = b.count(b"\\n") + (not b)
+            ptr = self.buffer.tell()
+            self.buffer.seek(0, 2), self.buffer.write(b), self.buffer.seek(ptr)
+        self.newlines -= 1
+        return self.buffer.readline()
+    def flush(self):
+        if self.writable:
+            os.write(self._fd, self.buffer.getvalue())
+            self.buffer.truncate(0), self.buffer.seek(0)
+class IOWrapper(IOBase):
+    def __init__(self, file):
+        self.buffer = FastIO(file)
+        self.flush = self.buffer.flush
+        self.writable = self.buffer.writable
+        self.write = lambda s: self.buffer.write(s.encode("ascii"))
+        self.readline = lambda: self.buffer.readline().decode("ascii")
+sys.stdin, sys.stdout = IOWrapper(sys.stdin), IOWrapper(sys.stdout)
+input = lambda: sys.stdin.readline().rstrip()
+print(2 * int(input()))
+"""
 
 
 def response(source: str) -> str:
@@ -97,13 +132,22 @@ def test_a_response_without_a_program_is_wrong_and_bad_tests_are_nobodys_fault(c
         "class Solution:\n    @staticmethod\n    def double(n): return 2 * n",
         "double = lambda n: n + n",
         "from __future__ import annotations\ndef double(n: Unknown) -> Unknown: return n << 1",
-        "if __name__ == '__main__':\n    def double(n): return n * 2.0",
+        "def double(n): return n * 2.0\nif __name__ == '__main__':\n    print(double(int(input())))",
+        "from operator import add\nimport pickle\nclass A:\n    pass\n"
+        "def double(n): return add(n, n) if pickle.loads(pickle.dumps(A())) else 0",
         "import dataclasses\n@dataclasses.dataclass\nclass P:\n    n: int\ndef double(n): return P(2 * n).n",
     ],
 )
 def test_functions_and_methods_are_found(source: str, code_verifier: CodeVerifier) -> None:
     tests = {"fn_name": "double", "inputs": [[n] for n in range(3)], "outputs": [0, 2, 4]}
     assert code_verifier.submit(response(source), tests).result(60).correct
+
+
+def test_a_name_that_the_program_never_mentions_is_not_its_function(code_verifier: CodeVerifier) -> None:
+    tests = {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]}
+    verdict = code_verifier.submit(response("pass"), tests).result(60)
+    assert (verdict.status, verdict.stage) == ("wrong", "runtime") and "defines no gcd" in verdict.reason
+    assert code_verifier.submit(response("from math import gcd"), tests).result(60).correct
 
 
 @pytest.mark.parametrize(
@@ -125,6 +169,15 @@ def test_functions_and_methods_are_found(source: str, code_verifier: CodeVerifie
         "with open('scratch', 'w') as f: f.write(input())\nprint(2 * int(open('scratch').read()))",
         "import sys\nprint(2 * int(sys.stdin.buffer.read()))\nsys.exit()",
         "from functools import *\nprint(2 * int(input()), file=stdout)",
+        FAST_INPUT,
+        "import sys\nclass Out:\n    def __init__(self, file): self.write, self.flush = file.write, file.flush\n"
+        "sys.stdout = Out(sys.stdout)\nprint(2 * int(input()))",
+        "import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach())\nprint(2 * int(input()))",
+        "out = open(1, 'w')\nprint(2 * int(input()), file=out)",
+        "import functools, os\nprint = functools.partial(print, file=os.fdopen(1, 'w'))\nprint(2 * int(input()))",
+        "import os\nwrite = open('/dev/stdout', 'w').write\nwrite(str(2 * int(input())))",
+        "import os\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\nprint(2 * int(input()))",
+        "n = int(input())\nassert len(str(10**49_999)) == 50_000\nprint(2 * n)",
     ],
 )
 def test_the_habits_of_competition_programs_work(source: str, code_verifier: CodeVerifier) -> None:
@@ -187,6 +240,51 @@ def test_a_fault_of_our_own_is_a_verdict_that_names_it(monkeypatch: pytest.Monke
 
 # -----------------------------------------------------------------------------
 # Threads, processes, the end
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_where_threads_do_not_start_nothing_waits_for_ever(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("code-verifier"):
+            if len(started) >= allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with CodeVerifier(num_workers=2) as verifier:
+        verdicts = [verifier.submit(RIGHT, DOUBLE).result(60) for _ in range(2)]
+        assert [v.correct for v in verdicts] == [bool(allowed)] * 2
+        assert allowed or {(v.status, v.stage) for v in verdicts} == {("undecided", "sandbox")}
+        monkeypatch.undo()
+        assert verifier.submit(RIGHT, DOUBLE).result(60).correct
+
+
+ALARM = response("""
+import signal, time
+class Late(Exception): pass
+def late(*_): raise Late
+signal.signal(signal.SIGALRM, late)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try: time.sleep(2)
+except Late: print(2 * int(input()))
+""")
+
+
+def test_signals_that_the_trainer_ignores_or_blocks_change_nothing() -> None:
+    code = f"""
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGCHLD])
+from falcon_h1r.verifier.code import CodeVerifier
+with CodeVerifier() as verifier:
+    print(verifier.submit({ALARM!r}, {DOUBLE!r}).result(60).status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "correct\n", done
 
 
 def test_scores_come_in_order_from_many_threads(code_verifier: CodeVerifier) -> None:
