@@ -35,7 +35,8 @@ _COLLECTIONS = ("matrix", "row", "union", "inter", "chain", "piecewise", "mod")
 
 
 def canonical_answer(prediction_text: str, after_think: bool = False, fallbacks: Sequence[str] = ()) -> str | None:
-    r"""The canonical key of the boxed answer: "1/2" for \frac{2}{4}, 0.5 and \frac12; None without an answer.
+    r"""The canonical key of the answer, boxed or found by a fall-back: "1/2" for \frac{2}{4}, 0.5 and \frac12; None
+    without one.
 
     Unlike `verify`, keys are an equivalence relation: 10% has its own, although it matches 10 and 0.1. Units
     and labels are dropped, lists and sets sorted, irrational constants keyed by fifteen digits, expressions

@@ -152,7 +152,7 @@ _SYMBOLS: tuple[tuple[str, str, Replacement], ...] = (
     ("\\frac", r"\\frac\s*\{\s*" + _TEXT + r"([^{}]*)\}\s*\}\s*\{\s*" + _TEXT + r"[^{}]*\}(?:\^\{?\d\}?)?\s*\}",
      r"\\text{\1} "),
     ("\\colon", r"\\colon" + _END, ":"),
-    ("\\", r"\\(?:simeq|cong|sim|doteq)" + _END, r"\\approx "),
+    ("\\", r"\\(?:simeq|doteq)" + _END, r"\\approx "),
     ("", r"\.{3,}|\\(?:dots[bcimo]?|[lch]dots)" + _END, r" \\dots "),
     ("°", r"(?<!\d)(\d+)\s*°\s*(\d+)\s*" + _MINUTE + r"(?:\s*(\d+(?:\.\d+)?)\s*(?:" + _MINUTE + "{2}|\"))?",
      _in_degrees),
