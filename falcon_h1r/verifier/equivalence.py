@@ -20,7 +20,9 @@ from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, BudgetExceeded, Node
 _MULTIPLE_CHOICE = "ABCDEFGHIJ"
 _LOOSE_DIVISION = re.compile(r"/\s*(?:\\[A-Za-z]+|[A-Za-z])(?:_(?:\w|\{[^{}]*\}))?\s*(?:\\[a-zA-Z]|[A-Za-z(])")
 _OPTION_VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf|bf)\s*)?\{?\s*(\([A-J]\)|[A-J][).])\s*\}?\s*(\S.*)")
-_OPTION_PREFIX = re.compile(r"\{?(?:\(([A-J])\)|([A-J])[).])\}?(?=[^\s)}=])(?!.*\([A-J]\))")
+_OPTION_PREFIX = re.compile(
+    r"\{?(?:\(([A-J])\)|([A-J])[).])\}?(?=[^\s)}=])(?!.*\([A-J]\))(?!(?:[,;/]|or|and)[A-J](?![A-Za-z]))"
+)
 
 
 @lru_cache(maxsize=256)

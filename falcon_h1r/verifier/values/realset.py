@@ -135,7 +135,8 @@ class SetBuilder:
             members = self.conditions(Node("list", rest, name=node.name))
             return self.whole_numbers(members, natural=any(a.args[1].name != "set:Z" for a in whole))
         first, rest = node.args[0], node.args[1:]
-        if rest and first.op == "chain" and first.name == "!=" and not any(map(free_symbols, rest)):  # x ≠ 1, 2
+        values = not any(a.op == "chain" or free_symbols(a) for a in rest)
+        if rest and first.op == "chain" and first.name == "!=" and values:  # x ≠ 1, 2
             others = (Node("chain", (first.args[0], a), name="!=") for a in rest)
             return self.conditions(Node("list", (first, *others), name="and"))
         parts = [self.build(a) for a in node.args]
@@ -173,7 +174,7 @@ class SetBuilder:
             links = [self.link(left, name, side) for side in (right.args[0], negative(right.args[0]))]
             return _combine("union" if name == "=" else "inter", *links)
         if right.op == "sym" and not free_symbols(left):
-            left, name, right = right, _TURNED[name], left
+            left, name, right = right, TURNED[name], left
         if left.op == "sym" and left.name == variable and not free_symbols(right):
             return self.half_line(name, self.real(right))
         return self.solution(Node("add", (left, negative(right))), name, variable)
@@ -211,7 +212,7 @@ class SetBuilder:
         return RealSet(tuple(changes), member)
 
 
-_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 _HOLDS = {"<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (1, 0), "=": (0,), "!=": (-1, 1)}
 
 
