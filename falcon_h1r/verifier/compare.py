@@ -93,6 +93,9 @@ class Comparison(ScalarComparison):
         if is_equation(gold) or is_equation(prediction):
             self.reach("structure")
             return self.equations(prediction, gold)
+        if _interval_beside_values(prediction, gold) or _interval_beside_values(gold, prediction):
+            self.reach("structure")
+            return False
         prediction, gold = without_label(prediction), without_label(gold)
         if is_set(prediction) or is_set(gold):
             self.reach("structure")
@@ -112,6 +115,9 @@ class Comparison(ScalarComparison):
 
     def equations(self, prediction: Node, gold: Node) -> bool:
         """Labels are dropped, formulas compared up to rearrangement; a formula is no answer to a value."""
+        for one, other in ((prediction, gold), (gold, prediction)):
+            if one.op == "list" and all(map(is_equation, one.args)) and is_equation(without_label(other)):
+                return self.in_any_order(list(one.args), expand_signs(other))  # y = x, y = -x and x ± y = 0
         if not is_equation(gold):
             return self.same(without_label(prediction, any_side=True), gold)
         gold_label, label = label_of(gold), label_of(prediction)
@@ -130,7 +136,7 @@ class Comparison(ScalarComparison):
     def relations(self, a: Node, b: Node) -> bool:
         """Two formulas, or inequalities in several variables: their differences are proportional."""
         if len(a.args) != 2 or len(b.args) != 2:
-            return False
+            return self.identical(a, _turned(b))  # f(2) < f(1) < f(4) from its other end
         if any(n.op in ("set", "list", "tuple", "text") for n in (*a.args, *b.args)):
             return False
         first, second = (Node("add", (n.args[0], negative(n.args[1]))) for n in (a, b))
@@ -243,7 +249,9 @@ class Comparison(ScalarComparison):
         return (a.op == "set") == (b.op == "set") and self.same(a, b)
 
     def in_any_order(self, a: list[Node], b: list[Node]) -> bool:
-        """Each item has a partner. Identical ones pair first: they cost nothing."""
+        """Each item of either has a partner in the other. Identical ones pair first: they cost nothing."""
+        if len(a) != len(b):
+            return False
         by_key: dict[str, list[Node]] = {}
         for item in b:
             by_key.setdefault(self.exact.key(item), []).append(item)
@@ -310,6 +318,18 @@ class Comparison(ScalarComparison):
             return same_set(builder.build(pair[0]), builder.build(pair[1]))
         except NotNumeric:
             return False
+
+
+def _turned(chain: Node) -> Node:
+    """a < b <= c as c >= b > a."""
+    return Node("chain", chain.args[::-1], name=" ".join(TURNED.get(n, n) for n in reversed(chain.name.split())))
+
+
+def _interval_beside_values(one: Node, other: Node) -> bool:
+    r"""x \in (3, 7) against 3, 7: what a variable ranges over is no pair of values."""
+    if one.op != "chain" or one.name != "in" or one.args[0].op != "sym" or not one.args[0].name.islower():
+        return False
+    return one.args[1].op == "tuple" and other.op == "list" and not is_set(other)
 
 
 def _conjunction(conditions: tuple[Node, ...]) -> Node:

@@ -185,10 +185,11 @@ class ScalarComparison:
             return True
         if same_where_positive(prediction, gold, meter):
             return True
-        if index_names(prediction, gold) and same_expression(
-            prediction, gold, meter, free_symbols(prediction) | free_symbols(gold)
-        ):
-            return True
+        if index_names(prediction, gold):
+            names = free_symbols(prediction) | free_symbols(gold)
+            counting = tuple(Node("chain", (Node("sym", name=name), number(1)), name=">=") for name in sorted(names))
+            if same_expression(prediction, gold, meter, names, (*self.assumptions, *counting)):
+                return True
         if any(n.op == "func" and n.name == "log" and len(n.args) == 1 for t in (prediction, gold) for n in t.walk()):
             decimal = [with_decimal_logarithms(n) for n in (prediction, gold)]
             return same_expression(decimal[0], decimal[1], meter, *given)

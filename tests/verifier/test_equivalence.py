@@ -194,6 +194,27 @@ RIGHT = {
         (r"6.6\times 10^{-34}\ \mathrm{J\cdot s}", r"6.6 \times 10^{-34} \text{ J s}"),
         (r"10{:}45\text{ a.m.}", r"10:45 \text{ AM}"),
     ],
+    "rounded": [
+        (r"\lfloor \log_2 n \rfloor + 1", r"\lceil \log_2(n+1) \rceil"),
+        (r"\lceil \frac{m}{n} \rceil", r"\lfloor \frac{m+n-1}{n} \rfloor"),
+        (r"\lfloor \frac{n}{2} \rfloor", r"\frac{2n-1+(-1)^n}{4}"),
+        (r"(-1)^{n(n-1)/2}", r"(-1)^{\lfloor n/2 \rfloor}"),
+    ],
+    "large": [
+        (r"2^{1000}\sqrt2", r"2^{1000.5}"),
+        (r"(1+\sqrt2)^{2024}", r"(3+2\sqrt2)^{1012}"),
+        (r"2^{1000}\cos\frac{\pi}{7}", r"-2^{1000}\cos\frac{6\pi}{7}"),
+        (r"1000!\ln 4", r"2\cdot 1000!\ln 2"),
+    ],
+    "values with names": [("f(4)>f(1)>f(2)", "f(2)<f(1)<f(4)"), ("f(2)=5", "5"), ("f(0)+1", "1+f(0)")],
+    "two lines": [(r"y=\frac34x, y=-\frac34x", r"3x\pm 4y=0"), (r"x_1=1, x_2=-1", r"x=\pm 1")],
+    "letters as they are": [
+        (r"R\sqrt{\frac{2mgh}{mR^2 + I}}", r"\sqrt{\frac{2mgh}{m+I/R^2}}"),
+        ("mR^2 + I", "I+mR^2"),
+        ("1 + I", "1+i"),
+    ],
+    "a power before a fraction": [(r"x^2\frac12", r"\frac{x^2}{2}"), (r"\sin^2\frac12", r"(\sin 0.5)^2")],
+    "a full stop": [("12 (ways).", "12"), ("1.234,56.", "1234.56")],
 }
 
 WRONG = [
@@ -254,6 +275,28 @@ WRONG = [
     (r"3\mathbf{i}+2\mathbf{j}", "(2,3)"),
     (r"\lfloor n/2 \rfloor", "n/2"),
     (r"\text{The answer is not } 7", "7"),
+    *[(rf"\lceil {n}/{q} \rceil", rf"\lfloor {n}/{q} \rfloor + 1") for n in "nkxtaNpm" for q in (2, 3, 4, 5, 10)],
+    *[(f"(-1)^{n}", other) for n in "nkxNm" for other in ("1", f"(-1)^{{{n}({n}-1)/2}}", "-1")],
+    (r"\lceil \log_2 n \rceil", r"\lfloor \log_2 n \rfloor + 1"),
+    (r"\lceil m/n \rceil", r"\lfloor m/n \rfloor + 1"),
+    (r"\cos\frac{n\pi}{2}", r"(-1)^{n/2}"),
+    (r"2^{1000}+\sqrt2", "2^{1000}"),
+    (r"2^{300}+\pi", "2^{300}+e"),
+    ("3^{200}+n", "3^{200}+2n"),
+    ("2^{2024}+C", "2^{2024}"),
+    ("f(4)<f(1)<f(2)", "f(2)<f(1)<f(4)"),
+    ("f(1)<f(3)", "f(1)<f(2)"),
+    ("f(2)+f(3)", "f(1)+f(4)"),
+    ("f(0)", "0"),
+    (r"3x-4y=0", r"3x\pm 4y=0"),
+    (r"y=-\frac34x", r"3x\pm 4y=0"),
+    ("x+y=1, x-y=3", "x+y=1, x-y=3, 2x+3y=5"),
+    (r"x\in(3,7)", "x=3, x=7"),
+    (r"\text{(A) or B}", "A"),
+    ("(A), B", "A"),
+    (r"2, \max = 5", "5"),
+    (r"x < \max = 5", "5"),
+    (r"a \ne b, 7", r"a \ne b, 3"),
 ]
 
 

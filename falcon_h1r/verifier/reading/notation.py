@@ -18,6 +18,7 @@ _INTERVAL = re.compile(
     r"(?<!\\sqrt)([\[\]])(?!\{)( ?[^\[\]()\s,;][^\[\](),;]{0,80}[,;] ?[^\[\]()\s,;][^\[\](),;]{0,80})"
     r"(?<!\\sqrt)([\[\]])(?!\{)"
 )
+_FULL_STOP = re.compile(r"(?<=[\d)}\]])\.(?=\$?$)")  # of the sentence that the box ends
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[{}%$])")
 
 
@@ -81,7 +82,7 @@ def _rewritten(answer: str) -> tuple[str, Remark]:
         text = with_scripts(text)
         text = unicodedata.normalize("NFKC", text.translate(TRANSLATION)).translate(TRANSLATION)
         text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "\n\t")
-    text = " ".join(text.split())
+    text = _FULL_STOP.sub("", " ".join(text.split()))
     for needs, pattern, replacement in REWRITES:
         if needs in text:
             text = pattern.sub(replacement, text)

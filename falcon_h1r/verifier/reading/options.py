@@ -9,7 +9,9 @@ from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS
 
 _LETTERS = "ABCDEFGHIJ"
 _VALUE = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf|bf)\s*)?\{?\s*(\([A-J]\)|[A-J][).])\s*\}?\s*(\S.*)")
-_PREFIX = re.compile(r"\{?(?:\(([A-J])\)|([A-J])[).])\}?(?=[^\s)}=])(?!.*\([A-J]\))")
+_PREFIX = re.compile(
+    r"\{?(?:\(([A-J])\)|([A-J])[).])\}?(?=[^\s)}=])(?!.*\([A-J]\))(?!(?:[,;/]|or|and)[A-J](?![A-Za-z]))"
+)
 
 
 def option_letter(compacted: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from falcon_h1r.verifier.reading.notation import clean_parts
 from falcon_h1r.verifier.reading.parse_expression import ExpressionParser
 from falcon_h1r.verifier.reading.sequences import enumerated, joined_solutions, with_progression, with_shared_modulus
@@ -16,6 +18,8 @@ RELATIONS = {
 _CLOSES = {"(": (")", "]", "\\rangle"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\langle": ("\\rangle", ")")}
 _MAX_PIECES = 60
 _MAX_NAME_CHARS = 40
+_BRACKETED = re.compile(r"\([^()]*\)|\{[^{}]*\}")
+_SAYS_MORE = re.compile(r"[,;<>≤≥≠]|\\(?:in|notin)(?![a-z])")  # in front of an equals sign more than a name
 _IN_LABELS = (",", "|", "\\cap", "\\cup", "'")  # P(A | B) = ...
 _ALIGNED = ("aligned", "align", "split", "gathered")
 _FILLERS = ("is", "are", "a", "an", "the")
@@ -281,6 +285,8 @@ def _tree(cleaned: str, tight_division: bool) -> Node:
         if not equals or not name.strip() or len(name) > _MAX_NAME_CHARS or "=" in name or changes_value(name):
             raise
         if name.count("{") != name.count("}") or name.count("(") != name.count(")"):
+            raise
+        if _SAYS_MORE.search(_BRACKETED.sub("", name)):
             raise
         return AnswerParser(value, tight_division).answer()
 

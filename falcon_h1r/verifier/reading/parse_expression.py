@@ -7,6 +7,7 @@ function without parentheses takes the product that follows, up to the next func
 
 from __future__ import annotations
 
+from falcon_h1r.verifier.reading.parse_numeral import literal
 from falcon_h1r.verifier.reading.parse_operand import DECORATIONS, OperandParser, transposed
 from falcon_h1r.verifier.reading.units import UNITS
 from falcon_h1r.verifier.tree.node import BudgetExceeded, Node, NotationError, free_symbols, negative
@@ -187,7 +188,8 @@ class ExpressionParser(OperandParser):
             power = self.expression()
             self.expect("}")
         else:
-            power = self.operand()
+            beside = self.token.kind == "num" and self.peek().text == "\\frac"  # x^2\frac12 is no power of 2 1/2
+            power = literal(self.advance().text) if beside else self.operand()
             if self.accept("^"):
                 power = Node("pow", (power, self.exponent()))
             elif self.accept("!"):

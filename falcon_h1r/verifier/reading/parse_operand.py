@@ -14,6 +14,7 @@ _DRAWN = "overline vec hat bar tilde dot ddot underline overrightarrow widehat"
 DECORATIONS = frozenset(f"\\{name}" for name in _DRAWN.split())
 _WITH_INVERSE = frozenset("sin cos tan cot sec csc sinh cosh tanh coth sech csch".split())  # \sin^{-1} is \arcsin
 _BIG = {"\\lim": "lim", "\\sum": "sum", "\\prod": "prod", "\\int": "int"}
+_FUNCTION_NAMES = ("f", "g", "h")
 _HALF = Node("num", value=Fraction(1, 2))
 
 
@@ -57,7 +58,7 @@ class OperandParser(NumeralParser):
             node = self.numeral()
         elif token.kind == "name":
             self.advance()
-            node = self.subscripted(token.text)
+            node = self.subscripted(token.text + (self.number_argument() if token.text in _FUNCTION_NAMES else ""))
             if token.text in ("Gamma", "zeta") and self.token.text == "(":
                 node = Node("func", self.arguments(token.text), name=token.text.lower())
         elif token.kind == "word":
@@ -76,6 +77,15 @@ class OperandParser(NumeralParser):
             raise NotationError(f"expected a value, found {token.text[:20]!r}")
         self.depth -= 1
         return node
+
+    def number_argument(self) -> str:
+        """The "(2)" of f(2), which is a value with a name and no product; "" where something else follows."""
+        length = 4 if self.peek().text == "-" else 3
+        inside = [self.peek(k) for k in range(length)]
+        if [inside[0].text, inside[-2].kind, inside[-1].text] != ["(", "num", ")"]:
+            return ""
+        self.position += length
+        return "".join(token.text for token in inside)
 
     def stacked(self, top: Node) -> Node:
         r"""{a \over b} and {a \choose b}, from the command on."""

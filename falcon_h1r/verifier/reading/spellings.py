@@ -177,7 +177,8 @@ _SYMBOLS: tuple[tuple[str, str, Replacement], ...] = (
 )  # fmt: skip
 
 _PROGRAMS: tuple[tuple[str, str, Replacement], ...] = (  # printouts of sympy, numpy, Mathematica
-    ("I", r"(?<=[\d)]\*)I\b|(?<=[+-] )I\b|\bI(?=\*)", "i"),
+    ("I", r"(?<=[\d)]\*)I\b|\bI(?=\*)", "i"),
+    ("I", r"^([-\d./+* ()]|sqrt|pi)+ [+-] I$", lambda m: m.group()[:-1] + "i"),
     ("(", r"^\s*(?:Matrix|array)\s*\(\s*(\[.*\])\s*\)\s*$", r"\1"),
     ("Interval", r"\bInterval(\.open|\.Lopen|\.Ropen)?\(([^()]*)\)", _interval),
     ("FiniteSet", r"\bFiniteSet\(([^()]*)\)", r"\\{\1\\}"),

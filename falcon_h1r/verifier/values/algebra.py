@@ -16,6 +16,7 @@ from falcon_h1r.verifier.values.realset import SetBuilder, infinite_end
 
 _MIN_POINTS = 3
 _MAX_DECIMAL_BITS = 2_000
+_SIGNED = ("abs", "floor", "ceil")
 _COORDINATES = frozenset("xyz")
 _INTEGERS = range(-12, 13)
 _MIN_VALUES = 4  # in the window: fewer prove nothing
@@ -73,13 +74,13 @@ def same_where_positive(a: Node, b: Node, meter: Meter) -> bool:
     """Whether two formulas in several variables agree wherever all of these are positive.
 
     R\\sqrt{2gh/(R^2+k)} and \\sqrt{2gh/(1+k/R^2)}: quantities of geometry and physics. With one variable, or where a
-    sign is spoken of by bars, signs matter.
+    sign is spoken of by bars, signs matter, and where something is rounded, whole values do.
     """
     names = free_symbols(a) | free_symbols(b)
     if (
         len(names) < 2
         or contains(Node("list", (a, b)), "big")
-        or any(n.name == "abs" for t in (a, b) for n in t.walk())
+        or any(n.name in _SIGNED for t in (a, b) for n in t.walk())
     ):
         return False
     try:

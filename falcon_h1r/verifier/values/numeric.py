@@ -195,7 +195,9 @@ class NumericEvaluator:
     def guarded(self, name: str, args: list[Any]) -> Any:
         """A function of mpmath, its own complaints about poles and domains read as "no value"."""
         if name in ("floor", "ceil", "sign") and self.mp.im(args[0]) != 0:
-            raise NotNumeric(name)
+            raise Undefined(f"{name} of a complex number")
+        if name in ("floor", "ceil") and abs(args[0] - self.mp.nint(args[0])) <= abs(args[0]) * self.mp.eps * 2**20:
+            return self.mp.nint(args[0])  # log_2 8 is 3, whatever its last digits
         try:
             return self.bounded(getattr(self.mp, name)(*args))
         except (ValueError, ZeroDivisionError, OverflowError) as error:

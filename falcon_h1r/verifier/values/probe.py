@@ -22,6 +22,9 @@ _NUM_MIXED_POINTS = 6
 _NUM_POSITIVE_POINTS = 20
 _ENOUGH_POINTS = len(_RANGES) + _NUM_INTEGER_POINTS
 _MAX_BREAKS = 6  # constants around which cases are looked at
+_WHOLE_VALUES = (*range(1, 13), 15, 16, 20, 25, 27, 30, 32, 36, 64, 100)
+_WHOLE_WORK = 2_000  # nodes of both trees at all whole points
+_MANY_DIGITS = (HIGH_DIGITS, 160, 320, 640, 1_280, 2_560, 5_120, 10_240)
 _CONFIRMED_POINTS = 3  # by many digits, against near identities
 
 
@@ -74,6 +77,30 @@ def breaking_points(names: frozenset[str], *trees: Node) -> list[dict[str, Any]]
     return [dict.fromkeys(names, value) for value in values]
 
 
+def _steps(node: Node) -> bool:
+    """Whether whole values of a variable matter: it is rounded, or the exponent of a negative number."""
+    if node.op == "func" and node.name in ("floor", "ceil"):
+        return bool(free_symbols(node))
+    return node.op == "pow" and node.args[0].op == "num" and node.args[0].value < 0 and bool(free_symbols(node.args[1]))
+
+
+def whole_points(names: frozenset[str], *trees: Node) -> list[dict[str, Any]]:
+    """Whole values where only these tell two functions apart: n/3 rounded up and n/3 rounded down plus one differ at
+    multiples of 3, (-1)^n and 1 at odd numbers. None where no variable is rounded or counts signs.
+    """
+    nodes = [node for tree in trees for node in tree.walk()]
+    if not names or not any(map(_steps, nodes)):
+        return []
+    number = _WHOLE_WORK // len(nodes)
+    if any(node.op == "big" for node in nodes):
+        number = min(number, 8)
+    equal = [dict.fromkeys(names, value) for value in _WHOLE_VALUES]
+    if len(names) == 1:
+        return equal[:number]
+    mixed = [{n: 1 + math.floor(8 * _fraction_of(n, 700 + index)) for n in names} for index in range(16)]
+    return [*equal[:6], *mixed][:number]
+
+
 def positive_points(names: frozenset[str]) -> list[dict[str, Any]]:
     """Points at which every variable is positive, as lengths and most quantities of physics are: of sizes from 0.1 to
     30, in every order.
@@ -98,11 +125,19 @@ def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, mete
         return False
     if not confirm and gap <= scale * mp.mpf(10) ** -25:
         return True
-    high = [NumericEvaluator(HIGH_DIGITS, point, meter)(node) for node in (a, b)]
+    digits = _digits_for(scale)
+    high = [NumericEvaluator(digits, point, meter)(node) for node in (a, b)]
     fine_gap, fine_scale = abs(high[0] - high[1]), max(abs(v) for v in high)
-    tiny = context(HIGH_DIGITS).mpf(10)
+    tiny = context(digits).mpf(10)
     # The second clause is for values that are zero themselves: sin(pi) is 1e-31, then 1e-81.
-    return bool(fine_gap <= fine_scale * tiny**-60 or (gap > 0 and fine_gap <= gap * tiny**-35))
+    vanishing = gap > 0 and fine_gap <= gap * tiny ** -(digits - LOW_DIGITS - 15)
+    return bool(fine_gap <= fine_scale * tiny ** -(digits - 20) or vanishing)
+
+
+def _digits_for(scale: Any) -> int:
+    """Digits that show a difference of 1 between values of this size: 2^1000 + x is not 2^1000."""
+    size = scale and context(LOW_DIGITS).mag(scale) * 0.30103
+    return next((digits for digits in _MANY_DIGITS if size <= digits - 40), HIGH_DIGITS)
 
 
 def _holds(assumption: Node, point: Mapping[str, Any], meter: Meter) -> bool:
@@ -135,17 +170,17 @@ def same_function(
     writes_i = any(n.op == "sym" and n.name == "i" for tree in (a, b) for n in tree.walk())
     for real_only in (False,) if writes_i or not names else (True, False):
         answers: list[bool] = []
-        pieces = breaking_points(names, a, b) if names else []
-        for point in [{n: round(v) if n in integers else v for n, v in p.items()} for p in pieces] + points(
-            names, integers
-        ):
+        pieces = [{n: round(v) if n in integers else v for n, v in p.items()} for p in breaking_points(names, a, b)]
+        whole = whole_points(names, a, b)
+        found = [(point, real_only) for point in [*pieces, *points(names, integers)]]
+        for point, real in [*found, *((point, False) for point in whole)]:  # at 3, (-1)^{n/2} is not real and counts
             if any(point[name] < 1 for name in counts & names):
                 continue
             if not all(_holds(assumption, point, meter) for assumption in assumptions):
                 continue
-            if len(answers) >= _ENOUGH_POINTS + len(pieces):
+            if len(answers) >= _ENOUGH_POINTS + len(pieces) and not whole:
                 break
-            answer = same_value(a, b, point, real_only, meter, confirm=len(answers) < _CONFIRMED_POINTS)
+            answer = same_value(a, b, point, real, meter, confirm=len(answers) < _CONFIRMED_POINTS)
             if answer is False:
                 return False
             if answer:

@@ -143,7 +143,8 @@ class SetBuilder:
             members = self.conditions(Node("list", rest, name=node.name))
             return self.whole_numbers(members, natural=any(a.args[1].name != "set:Z" for a in whole))
         first, rest = node.args[0], node.args[1:]
-        if rest and first.op == "chain" and first.name == "!=" and not any(map(free_symbols, rest)):  # x ≠ 1, 2
+        values = not any(a.op == "chain" or free_symbols(a) for a in rest)
+        if rest and first.op == "chain" and first.name == "!=" and values:  # x ≠ 1, 2
             others = (Node("chain", (first.args[0], a), name="!=") for a in rest)
             return self.conditions(Node("list", (first, *others), name="and"))
         parts = [self.build(a) for a in node.args]
