@@ -11,9 +11,10 @@ from falcon_h1r.verifier.equivalence import readings
 from falcon_h1r.verifier.extract import extract_answer
 from falcon_h1r.verifier.reading.notation import clean_parts, string_forms
 from falcon_h1r.verifier.reading.options import option_letter
-from falcon_h1r.verifier.tree.kinds import as_set, is_set
+from falcon_h1r.verifier.tree.kinds import as_set, is_set, num_variables
 from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS, Node, NotNumeric, Undefined, free_symbols, negative
 from falcon_h1r.verifier.tree.parameters import opened, renamed
+from falcon_h1r.verifier.tree.relations import TURNED
 from falcon_h1r.verifier.tree.rewrite import (
     as_matrix,
     evaluate_matrices,
@@ -75,6 +76,8 @@ def tree_key(node: Node) -> str:
         return _equation_key(node)
     if node in _INFINITIES:
         return _INFINITIES[node]
+    if node.op == "chain" and len(node.args) == 2 and node.name in TURNED and num_variables(node) > 1:
+        return _equation_key(node)  # x + y <= 4 is no interval
     if is_set(node) and (key := _set_key(as_set(node))) is not None:
         return key
     if node.op in ("list", "set"):
@@ -178,14 +181,17 @@ def _ratio_key(node: Node) -> str:
 
 # ---------------------------------------------------------------------- formulas and sets
 def _equation_key(node: Node) -> str:
-    """A formula by the values of its difference at fixed points, relative to the first that is not zero."""
+    """A formula by the values of its difference at fixed points, relative to the first that is not zero; an inequality
+    turns with the sign of that.
+    """
     sides: Sequence[Node] = node.args
     difference = Node("add", (sides[0], negative(sides[-1])))
     names = free_symbols(difference)
     values = [value for value in _values(difference, names) if abs(value) > 0]
     if len(sides) != 2 or len(values) < _NUM_KEY_POINTS:
         return ExactEvaluator().key(node)
-    return f"{' '.join(sorted(names))}={' '.join(_number_key(value / values[0]) for value in values[1:])}"
+    relation = node.name if node.name == "=" or values[0].real > 0 else TURNED[node.name]
+    return f"{' '.join(sorted(names))}{relation}{' '.join(_number_key(value / values[0]) for value in values[1:])}"
 
 
 def _set_key(node: Node) -> str | None:

@@ -110,6 +110,9 @@ class ScalarComparison:
             raise BudgetExceeded("too many comparisons")
         if (prediction.op == "based") != (gold.op == "based"):  # 1011 for 1011_2: the base is often left out
             prediction, gold = (n.args[0] if n.op == "based" else n for n in (prediction, gold))
+        degrees = [contains(n, "degree") for n in (prediction, gold)]
+        if degrees[0] != degrees[1] and self.in_radians(prediction, gold):
+            return True
         percent = [n.op == "percent" for n in (prediction, gold)]
         if "mod" in (prediction.op, gold.op):
             return self.residues(prediction, gold)
@@ -119,6 +122,14 @@ class ScalarComparison:
         hundredth = Node("num", value=Fraction(1, 100))
         as_part = [Node("mul", (hundredth, n)) if p else n for n, p in zip((prediction, gold), percent, strict=True)]
         return self.values(prediction, gold) or self.values(as_part[0], as_part[1])
+
+    def in_radians(self, a: Node, b: Node) -> bool:
+        """60 degrees against pi/3: an angle on either side in its own unit, the other in terms of pi."""
+        angle, other = (a, b) if a.op == "degree" else (b, a)
+        if angle.op != "degree" or not any(n.op == "sym" and n.name == "pi" for n in other.walk()):
+            return False
+        half_turn = Node("div", (Node("sym", name="pi"), number(180)))
+        return self.values(Node("mul", (angle.args[0], half_turn)), other)
 
     def residues(self, prediction: Node, gold: Node) -> bool:
         """Residues with their modulus; a gold without one is a number, and the prediction's may be dropped."""

@@ -61,6 +61,20 @@ def test_identical_bombs_are_equal_as_strings(name: str) -> None:
     assert verify(f"\\boxed{{{BOMBS[name]}}}", BOMBS[name]).stage == "string"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"10^{4000}\Gamma(\frac13)\Gamma(\frac23)", r"\frac{2\pi}{\sqrt3} 10^{4000}"),
+        (r"10^{4000}\sum_{k=1}^{100} \ln(k+x)", r"10^{4000}\sum_{k=0}^{99} \ln(k+1+x)"),
+        (r"10^{5000}e^{x}\arcsin(\frac{x}{100})", r"10^{5000}e^{2x}e^{-x}\arcsin(\frac{x}{100})"),
+    ],
+)
+def test_large_values_are_compared_in_bounded_time(one: str, other: str) -> None:
+    start = time.process_time()
+    verify(f"\\boxed{{{one}}}", other)
+    assert time.process_time() - start < 4
+
+
 def test_beyond_the_budget_the_verdict_is_undecided() -> None:
     verdict = verify(r"\boxed{2^{10^{10}}}", r"\sqrt{2}")
     assert (verdict.status, verdict.stage) == ("undecided", "budget")

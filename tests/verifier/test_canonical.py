@@ -32,6 +32,7 @@ def key(answer: str) -> str | None:
         ["x+1-x", "1"],
         ["y=2x+3", "2x-y+3=0"],
         ["x^2+y^2=4", r"\frac{x^2}{4}+\frac{y^2}{4}=1"],
+        [r"x+y\le 4", r"y\le 4-x", r"-2x-2y\ge -8"],
     ],
 )
 def test_equal_answers_share_a_key(answers: list[str]) -> None:
@@ -74,6 +75,10 @@ def test_different_answers_have_different_keys() -> None:
         "1/3",
         "0.3333",
         "(1,2),(3,4)",
+        r"x+y\le 4",
+        r"2x+y\le 4",
+        r"x+y\ge 4",
+        "x+y<4",
     ]
     assert len({key(a) for a in answers}) == len(answers)
 

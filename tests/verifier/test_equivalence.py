@@ -215,6 +215,13 @@ RIGHT = {
     ],
     "a power before a fraction": [(r"x^2\frac12", r"\frac{x^2}{2}"), (r"\sin^2\frac12", r"(\sin 0.5)^2")],
     "a full stop": [("12 (ways).", "12"), ("1.234,56.", "1234.56")],
+    "angles": [(r"60^\circ", r"\frac{\pi}{3}"), (r"60^\circ, 120^\circ", r"\frac{\pi}{3}, \frac{2\pi}{3}")],
+    "sentences": [
+        (r"7\sqrt2\ (\approx 9.90)", r"7\sqrt2"),
+        (r"\text{The answer is (B)}", "B"),
+        (r"\text{The answer is 2.5}", "2.5"),
+        (r"\text{The sum is } 5", "5"),
+    ],
 }
 
 WRONG = [
@@ -297,6 +304,10 @@ WRONG = [
     (r"2, \max = 5", "5"),
     (r"x < \max = 5", "5"),
     (r"a \ne b, 7", r"a \ne b, 3"),
+    (r"30^\circ", r"\frac{\pi}{3}"),
+    (r"\text{Twice the answer is } 7", "7"),
+    (r"\text{Half of it is 5}", "5"),
+    (r"(0,1)\times(0,2)", r"(0,2)\times(0,1)"),
 ]
 
 

@@ -21,8 +21,8 @@ _UPRIGHT = r"\\(?:mathrm|text)\s*\{\s*[AP]\s*\}"
 _MINUTE = r"(?:'|\^\s*\{?\s*\\prime\s*\}?|′)"
 # words in a sentence before a value that make it another value
 _CHANGING = (
-    r"(?:\b(?:not|cannot|never|no|wrong|incorrect|twice|thrice|double|half|opposite|negative|reciprocal|inverse|less|"
-    r"more|than|minus|plus|sum|times|square|root)\b|n't)"
+    r"(?:\b(?:[Nn]ot|cannot|[Nn]ever|no|wrong|incorrect|[Tt]wice|[Tt]hrice|[Dd]ouble|[Hh]alf|opposite|negative|"
+    r"reciprocal|inverse|less|more|than|minus|plus|(?<!of )times|(?<![Tt]he )(?:sum|square|root))\b|n't)"
 )
 _MAX_REPEATED = 9_999  # digits under a brace
 
@@ -202,6 +202,7 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     ("(", r"(?<=\S)\s*\\text\s*\{\s*\((?![^)]*\b(?:or|but|and|not|am|pm)\b)[a-z ]{2,}\)\s*\}\s*$", ""),
     ("(", r"(?<=\d)\s*\(\s*\\(?:text|mathrm)\s*\{\s*[a-zA-Z]{1,4}\s*\}\s*\)\s*$", ""),
     ("(", r"(?<=\d)\s*\((?!or\b|and\b|not\b|mod\b|but\b)[a-z]{3,}(?: [a-z]+)*\)\s*$", ""),
+    ("approx", r"(?<=[^\s(])\s*\(\s*\\approx[^()]*\)\s*$", ""),
     (".", r"\\text\s*\{[^{}]*\.[^{}]*\}", lambda m: re.sub(r"(?<=[a-z])\.(?!\d)", "", m.group())),
     ("", r"^\s*(?:\\text\s*\{\s*)?(?:USD|EUR|GBP|INR|Rs\.?)\s*\}?\s*(?=\d)", ""),
     ("out", r"(\d+)\s*(?:\\text\s*\{\s*)?out of\s*\}?\s*(\d+)", r"\1/\2"),
@@ -216,6 +217,7 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     ("=", r"^\s*=\s*", ""),
     ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*\b(?:is|are|equals|equal to|be|has|have)"
      r"(?: approximately)?\s*:?\s*\}\s*(?=\S)", ""),
+    ("is ", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*\bis:?\s+(\(?[A-J]\)?|-?\d+(?:\.\d+)?)\s*\}\s*$", r"\1"),
     ("\\text", r"^\s*\\text\s*\{(?![^{}]*" + _CHANGING + r")[^{}]*:\s*\}\s*(?=\S)(?=[^:]*$)", ""),
     ("\\text", r"^\s*\\text\s*\{\s*(?:an?|the|exactly|only|just)\s*\}\s*(?=\S)", ""),
     ("", r"^\s*(\\text\s*\{\s*)?(?:an?|[Tt]he)\s+(?=[a-z]{3})", r"\1"),

@@ -116,7 +116,8 @@ class ExactEvaluator:
             terms.append(_text(total))
         if len(terms) == 1 and terms[0].endswith(")") and not terms[0].endswith("^(-1)"):
             return None, terms[0][1:-1]
-        return None, ("+" if node.op == "add" else "*").join(sorted(terms))
+        product_of_sets = node.op == "mul" and sum(arg.op in ("tuple", "set") for arg in node.args) > 1  # has an order
+        return None, ("+" if node.op == "add" else "*").join(terms if product_of_sets else sorted(terms))
 
     def flatten(self, node: Node) -> list[Node]:
         """Operands of nested sums or products on one level."""

@@ -24,7 +24,10 @@ _ENOUGH_POINTS = len(_RANGES) + _NUM_INTEGER_POINTS
 _MAX_BREAKS = 6  # constants around which cases are looked at
 _WHOLE_VALUES = (*range(1, 13), 15, 16, 20, 25, 27, 30, 32, 36, 64, 100)
 _WHOLE_WORK = 2_000  # nodes of both trees at all whole points
-_MANY_DIGITS = (HIGH_DIGITS, 160, 320, 640, 1_280, 2_560, 5_120, 10_240)
+_MANY_DIGITS = (HIGH_DIGITS, 160, 320, 640, 1_280, 2_560, 5_120)
+_SLOW = ("gamma", "zeta", "factorial", "factorial2", "binom")  # between integers: minutes for thousands of digits
+_MAX_SLOW_DIGITS = 320
+_MAX_LONG_NODES = 100  # of both trees, for thousands of digits
 _CONFIRMED_POINTS = 3  # by many digits, against near identities
 
 
@@ -125,7 +128,7 @@ def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, mete
         return False
     if not confirm and gap <= scale * mp.mpf(10) ** -25:
         return True
-    digits = _digits_for(scale)
+    digits = _digits_for(scale, meter, a, b)
     high = [NumericEvaluator(digits, point, meter)(node) for node in (a, b)]
     fine_gap, fine_scale = abs(high[0] - high[1]), max(abs(v) for v in high)
     tiny = context(digits).mpf(10)
@@ -134,10 +137,25 @@ def same_value(a: Node, b: Node, point: Mapping[str, Any], real_only: bool, mete
     return bool(fine_gap <= fine_scale * tiny ** -(digits - 20) or vanishing)
 
 
-def _digits_for(scale: Any) -> int:
-    """Digits that show a difference of 1 between values of this size: 2^1000 + x is not 2^1000."""
+def _digits_for(scale: Any, meter: Meter, *trees: Node) -> int:
+    """Digits that show a difference of 1 between values of this size: 2^1000 + x is not 2^1000. As few as ever where
+    so many would take too long.
+    """
     size = scale and context(LOW_DIGITS).mag(scale) * 0.30103
-    return next((digits for digits in _MANY_DIGITS if size <= digits - 40), HIGH_DIGITS)
+    digits = next((digits for digits in _MANY_DIGITS if size <= digits - 40), HIGH_DIGITS)
+    if digits <= _MAX_SLOW_DIGITS:
+        return digits
+    nodes = [node for tree in trees for node in tree.walk()]
+    if len(nodes) > _MAX_LONG_NODES or any(map(_is_slow, nodes)):
+        return HIGH_DIGITS
+    meter.spend(len(nodes) * digits // HIGH_DIGITS)
+    return digits
+
+
+def _is_slow(node: Node) -> bool:
+    if node.op == "func" and node.name in _SLOW:
+        return any(arg.op != "num" or arg.digits > 0 for arg in node.args)
+    return node.op == "big"
 
 
 def _holds(assumption: Node, point: Mapping[str, Any], meter: Meter) -> bool:
