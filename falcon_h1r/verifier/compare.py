@@ -152,7 +152,9 @@ class Comparison(ScalarComparison):
     # ------------------------------------------------------------------ lists, tuples, matrices
     def collections(self, prediction: Node, gold: Node) -> bool:
         """Lists and sets without order, tuples and vectors with it; a single value is a list of one."""
-        if prediction.op == gold.op == "list" and any(is_equation(without_label(item)) for item in gold.args):
+        if prediction.op == gold.op == "list" and any(
+            is_equation(without_label(item)) for item in (*prediction.args, *gold.args)
+        ):
             return self.in_any_order(list(prediction.args), list(gold.args))  # formulas, not names with values
         items, labels = items_of(prediction)
         gold_items, gold_labels = items_of(gold)
