@@ -186,8 +186,12 @@ def test_verdicts_after_a_killed_worker_are_as_before() -> None:
 
 @pytest.mark.parametrize("task", ["no_such_module:play", "os:no_such_function"])
 def test_workers_that_cannot_start_leave_pairs_undecided_with_one_warning(
-    make_pool: Callable[..., WorkerPool], task: str, caplog: pytest.LogCaptureFixture
+    make_pool: Callable[..., WorkerPool],
+    task: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(pool.log, "disabled", False)  # a library's logging set-up in an earlier test may disable it
     broken = make_pool(task, num_workers=2)
     with caplog.at_level(logging.WARNING):
         results = [future.result(PATIENCE) for future in [broken.submit([n]) for n in range(200)]]
