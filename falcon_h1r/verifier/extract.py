@@ -19,7 +19,7 @@ from falcon_h1r.types import THINK_END
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are printed braces, they do not group
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])\s*")
 _BARE = re.compile(r"\\f?box(?:ed)?[ \t]+(-?[A-Za-z0-9][\w.,/]*)")
-_AROUND = re.compile(r"^(?:\$+|\\[(\[]|\\displaystyle\b|\s)+(?=\\f?box)|(?<=\})(?:\$+|\\[)\]]|[.\s])+$")
+_AROUND = re.compile(r"^(?:\$|\\[(\[]|\\displaystyle\b|\s)+(?=\\f?box)|(?<=\})(?:\$|\\[)\]]|[.\s])+$")
 _MAX_FALLBACK_CHARS = 4_000  # an answer stands at the end
 FALLBACKS = {
     "answer": re.compile(r"(?i)\banswer\b[*_]{0,2}(?:\s+is|\s*[:=])[*_:]{0,3}\s*([^\n]+?)(?=\.(?:\s|$)|\n|$)"),

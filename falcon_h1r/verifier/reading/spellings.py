@@ -49,6 +49,12 @@ def _repeated_digit(match: re.Match[str]) -> str:
     return f"({digit}(10^{{{count}}}-1)/9)" if int(count) <= _MAX_REPEATED else match.group()
 
 
+def _joined_conditions(match: re.Match[str]) -> str:
+    """x < 2 \\cup x > 6, where nothing is an interval, as conditions joined by "or"."""
+    parts = match.group().split("\\cup ")
+    return " or ".join(parts) if all(re.search("[<>≤≥]", part) for part in parts) else match.group()
+
+
 def _half_of_day(match: re.Match[str]) -> str:
     return rf" \text{{{match.group(1).lower()}m}}"
 
@@ -205,8 +211,8 @@ _WORDS: tuple[tuple[str, str, Replacement], ...] = (
     ("approx", r"(?<=[^\s(])\s*\(\s*\\approx[^()]*\)\s*$", ""),
     (".", r"\\text\s*\{[^{}]*\.[^{}]*\}", lambda m: re.sub(r"(?<=[a-z])\.(?!\d)", "", m.group())),
     ("", r"^\s*(?:\\text\s*\{\s*)?(?:USD|EUR|GBP|INR|Rs\.?)\s*\}?\s*(?=\d)", ""),
-    ("out", r"(\d+)\s*(?:\\text\s*\{\s*)?out of\s*\}?\s*(\d+)", r"\1/\2"),
-    ("\\cup", r"^([^()\[\]]*[<>≤≥][^()\[\]]*?)\\cup\b(?=[^()\[\]]*[<>≤≥][^()\[\]]*$)", r"\1 or "),
+    ("out", r"(?<!\d)(\d+)\s*(?:\\text\s*\{\s*)?out of\s*\}?\s*(\d+)", r"\1/\2"),
+    ("\\cup", r"^[^()\[\]]*$", _joined_conditions),
     # a counter behind a number; 万 and its like multiply
     ("", r"(?<=[\d})])\s*(?:\\(?:text|mathrm)\s*\{\s*)?(?![十百千万亿億半倍])[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
      r"\s*\}?\s*$", ""),
