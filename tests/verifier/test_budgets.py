@@ -43,7 +43,7 @@ BOMBS = {
     "names and commas": "a," * 3900,
     "dollars": "$" * 5000 + "7!",
     "conditions joined": r"x<1\cup " * 700 + "y",
-    "digits and words": "1" * 7000 + r"\text{ out of",
+    "digits and words": "1" * 7000 + r"\text{ out of } x",
     "polynomial": "+".join(f"x^{{{n}}}y^{{{1000 - n}}}" for n in range(1000)),
 }
 
