@@ -41,6 +41,7 @@ BOMBS = {
     "long whole number": "1 " + "9" * 6000 + "/3",
     "many gammas": ",".join(rf"({n}.5x)!" for n in range(100)),
     "names and commas": "a," * 3900,
+    "ligatures": "\ufb03" * 7000 + "!",
     "dollars": "$" * 5000 + "7!",
     "conditions joined": r"x<1\cup " * 700 + "y",
     "digits and words": "1" * 7000 + r"\text{ out of } x",

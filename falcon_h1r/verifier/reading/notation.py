@@ -7,8 +7,9 @@ import unicodedata
 from functools import lru_cache
 
 from falcon_h1r.verifier.extract import unwrap_boxes
-from falcon_h1r.verifier.reading.remarks import Remark, builder_family, split_remark, whole_answer
+from falcon_h1r.verifier.reading.remarks import NO_REMARK, Remark, builder_family, split_remark, whole_answer
 from falcon_h1r.verifier.reading.spellings import CURRENCIES, REWRITES, TRANSLATION, with_scripts
+from falcon_h1r.verifier.tree.node import MAX_ANSWER_CHARS
 
 _INVISIBLE = frozenset(("Cf", "Cc", "Cs", "Co", "Cn"))
 _THOUSANDS = re.compile(r"(?<![\d.,^_])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
@@ -82,6 +83,8 @@ def _rewritten(answer: str) -> tuple[str, Remark]:
         text = with_scripts(text)
         text = unicodedata.normalize("NFKC", text.translate(TRANSLATION)).translate(TRANSLATION)
         text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "\n\t")
+        if len(text) > MAX_ANSWER_CHARS:  # characters that stand for several: no rule is tried, no parser reads it
+            return text, NO_REMARK
     text = _FULL_STOP.sub("", " ".join(text.split()))
     for needs, pattern, replacement in REWRITES:
         if needs in text:

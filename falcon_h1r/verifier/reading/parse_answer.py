@@ -303,6 +303,8 @@ def parse_answer(answer: str, join_thousands: bool = True, tight_division: bool 
     cleaned, remark = clean_parts(answer, join_thousands)
     if not cleaned:
         raise NotationError("empty")
+    if len(cleaned) > MAX_ANSWER_CHARS:
+        raise BudgetExceeded(f"longer than {MAX_ANSWER_CHARS} characters when written out")
     tree = _tree(cleaned, tight_division)
     if remark.listing and (written_out := enumerated(tree, remark.listing)) is not None:
         return written_out
