@@ -120,9 +120,32 @@ class EngineConfig:
 
     name: str = "torch"  # torch: a replica on every rank; deepspeed: weights and optimizer sharded
     zero_stage: int = 0
+    optimizer_offload: bool = False  # with zero_stage 1 to 3: optimizer state and its update in the CPU's memory
     sequence_parallel: int = 1  # consecutive ranks that share each row
     activation_checkpointing: str = "none"  # none, layer (keep its input) or selective (and attention's output)
     activation_offload: bool = False  # with layer: the inputs wait in the CPU's memory
+
+
+@dataclass
+class CheckpointConfig:
+    """The whole state of training, to resume from: run_dir=... resume=true. Being told to stop always writes one."""
+
+    every_steps: int = 0  # 0: by the clock alone
+    every_minutes: float = 30.0  # 0: by steps alone
+    keep: int = 2  # the newest so many whole ones
+    asynchronous: bool = True  # training goes on while files are written
+
+
+@dataclass
+class SupervisionConfig:
+    """When a run gives up on a rank, or on itself."""
+
+    silent_seconds: float = 900.0  # a rank that makes no progress for so long is hung, and ends the job
+    lost_seconds: float = 30.0  # a rank that gives no sign of life at all for so long is lost, and ends the job
+    wait_seconds: float = 21_600.0  # for other ranks that sample, verify, tokenise or save (on the CPU's group)
+    collective_seconds: float = 600.0  # for a collective of the GPUs
+    max_skipped_steps: int = 10  # steps in a row whose loss or gradient is not finite; then the run stops
+    requeue: bool = True  # under slurm, on SIGUSR1 (its warning before the time limit): save, then scontrol requeue
 
 
 @dataclass
@@ -412,12 +435,15 @@ class Config:
     name: str = "run"
     run_dir: Optional[str] = None
     seed: int = 0
+    resume: bool = False  # go on with the run in run_dir from its newest whole checkpoint; start it where there is none
     dry_run: bool = False  # resolve, check, read the head of the data, stop
     dry_run_steps: int = 0  # with dry_run: so many steps of a model of the same shape, a sliver wide
     system_prompt: str = FALCON_SYSTEM_PROMPT
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     curate: CurateConfig = field(default_factory=CurateConfig)

@@ -69,8 +69,10 @@ def test_a_hang_is_killed_at_its_limit_with_its_children(tmp_path: Path) -> None
 def is_gone(pid: int) -> bool:
     """Within a while: an orphan is reaped by whoever adopts it."""
     for _ in range(100):
-        status = Path(f"/proc/{pid}/stat")
-        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):  # the second where it ends between open and read
             return True
         time.sleep(0.05)
     return False
