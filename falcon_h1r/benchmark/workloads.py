@@ -163,7 +163,7 @@ def _training_step_work(case: Case, contender: Contender, setup: Setup) -> Work:
         laps.mark("forward")
         engine.backward(loss)
         laps.mark("backward")
-        grad_norm = engine.step()
+        grad_norm = engine.step().grad_norm
         laps.mark("step")
         return {"loss": loss.item(), "grad_norm": grad_norm}
 

@@ -1,12 +1,19 @@
 """The engine: a model that trains. Stages call `logprobs`, `backward`, `step` and do not know how it is spread.
 
-`TorchEngine` keeps a replica on every rank. Losses arrive divided by global denominators, so the gradient of the
-whole batch is the plain sum of the ranks' gradients: there is no averaging to undo.
+Losses arrive divided by the global denominators of the step, so its gradient is the plain sum of all ranks' and
+micro-batches' gradients. An engine that averages undoes that in its own `backward` and nowhere else; a probe at start
+proves it (`check_gradient_scale`).
+
+`TorchEngine` keeps a replica on every rank; `falcon_h1r.distributed.deepspeed_engine` shards what a rank holds.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,6 +22,14 @@ from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.config import EngineConfig, OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
+from falcon_h1r.distributed.fragments import (
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    WEIGHT,
+    Fragment,
+    ReadState,
+    own_stretch,
+)
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
@@ -22,12 +37,19 @@ from falcon_h1r.model.parameter_groups import parameter_groups
 from falcon_h1r.model.sequence import check_degree
 
 
-class TorchEngine:
-    """Data and sequence parallelism by summing gradients once a step.
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What became of a step."""
 
-    A rank's gradient is that of its rows, or under sequence parallelism of its tokens and heads in them: the sum over
-    all ranks is the whole either way.
-    """
+    grad_norm: float  # of the whole gradient, before clipping
+    applied: bool  # False where a loss or the gradient was not finite: the weights stayed as they were
+
+
+class Engine(ABC):
+    """What the stages see of an engine, and what all engines have in common."""
+
+    # Whether every backward meets the other ranks: then all of them have to go through the same micro-batches.
+    lockstep: bool
 
     def __init__(
         self,
@@ -48,66 +70,157 @@ class TorchEngine:
         engine = engine or EngineConfig()
         check_degree(world.sequence.size, model.config.mamba_n_heads, model.config.mamba_n_groups)
         self.plan = ForwardPlan(world.sequence, engine.activation_checkpointing, engine.activation_offload)
-        self.model = model
-        self.world = world
-        self.num_steps = num_steps
-        self.steps_done = 0
+        self.model, self.world = model, world
+        self.num_steps, self.steps_done, self.updates_done = num_steps, 0, 0
         self.settings = optimizer
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model.named_parameters(), optimizer),
-            lr=optimizer.learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.epsilon,
-        )
+        self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._is_healthy = torch.ones((), dtype=torch.bool, device=world.device)  # this rank's losses of this step
         self._assert_replicas_agree()
 
+    # -------------------------------------------------------------------------
+    # A step
+
+    @abstractmethod
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Logprobs (T) and entropies (T) of a packed row's weighted tokens, each given its prefix.
 
         Every rank of a sequence group gets the whole row's, and computes and backpropagates the same loss.
         """
-        hidden = packed_hidden_states(self.model, batch, self.plan)
-        return packed_logprobs(self.model, hidden, batch, temperature, self.plan.sequence)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of this rank's part of the loss."""
-        loss.backward()
+        self._is_healthy = self._is_healthy & torch.isfinite(loss.detach())
+        self._accumulate(loss)
 
-    def step(self) -> float:
-        """Sum gradients over ranks, clip, update, zero. Returns the gradient's norm before clipping."""
-        self._sum_gradients()
-        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or math.inf))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * group["learning_rate_multiplier"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self) -> StepOutcome:
+        """Sum gradients over ranks, clip, update, zero.
+
+        Ranks first meet on the CPU's group, so that none waits for another in a collective of the GPUs. A loss that
+        is not finite, on any rank, or a gradient that is not, leaves the weights alone; the schedule goes on.
+        """
+        if self.world.any(not self._is_healthy.item()):
+            self.discard_step()
+            outcome = StepOutcome(math.nan, applied=False)
+        else:
+            outcome = self._update()
+        self._is_healthy.fill_(True)
         self.steps_done += 1
-        return grad_norm
+        self.updates_done += outcome.applied
+        return outcome
 
     def skip_step(self) -> None:
         """A step without anything to learn from: the schedule goes on, the weights stay."""
         self.steps_done += 1
+
+    @abstractmethod
+    def discard_step(self) -> None:
+        """Forget the gradients of a step that will not be finished; every rank has to."""
 
     @property
     def learning_rate(self) -> float:
         """Of the step that comes next."""
         return scheduled_learning_rate(self.settings, self.steps_done, self.num_steps)
 
+    @abstractmethod
+    def _accumulate(self, loss: Tensor) -> None:
+        """Add the gradient of a finite or infinite loss to this rank's."""
+
+    @abstractmethod
+    def _update(self) -> StepOutcome:
+        """Reduce, clip, update unless the norm is not finite, zero."""
+
+    # -------------------------------------------------------------------------
+    # Proof at start
+
+    @abstractmethod
     def check_gradient_scale(self) -> None:
         """Prove on a probe that ranks' gradients are summed, neither averaged nor counted twice.
 
         Rank r backpropagates (r + 1) * sum(p) of the first parameter: each entry has to come out as the sum of
         1..size.
+
+        Raises:
+            RuntimeError: where it does not.
         """
+
+    def _check_probe(self, gradient: Tensor) -> None:
+        expected = self.world.size * (self.world.size + 1) / 2
+        if not torch.allclose(gradient, torch.full_like(gradient, expected)):
+            raise RuntimeError(f"gradient probe: {gradient.flatten()[0].item()} instead of {expected}")
+
+    def _assert_replicas_agree(self) -> None:
+        """All ranks start from the same weights."""
+        total = sum(parameter.detach().double().sum().item() for parameter in self.trained.values())
+        if len(set(self.world.gather(total))) > 1:
+            raise RuntimeError("ranks started from different weights")
+
+    # -------------------------------------------------------------------------
+    # State
+
+    @abstractmethod
+    def fragments(self) -> list[Fragment]:
+        """What this rank has to write of the training state; all ranks' together are the whole of it."""
+
+    @abstractmethod
+    def load_state(self, read: ReadState, steps_done: int, updates_done: int) -> None:
+        """Take on the state of a checkpoint, every rank its own part of it."""
+
+    @abstractmethod
+    def whole(self) -> AbstractContextManager[None]:
+        """While it lasts, every rank holds all of the model's weights: for sampling. Every rank has to enter it."""
+
+    @abstractmethod
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter by name, whole, one after the other; every rank has to go through all of them."""
+
+
+class TorchEngine(Engine):
+    """Data and sequence parallelism by summing gradients once a step.
+
+    A rank's gradient is that of its rows, or under sequence parallelism of its tokens and heads in them: the sum over
+    all ranks is the whole either way.
+    """
+
+    def __init__(
+        self,
+        model: FalconH1ForCausalLM,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+        world: World,
+        engine: EngineConfig | None = None,
+    ) -> None:
+        super().__init__(model, optimizer, num_steps, world, engine)
+        self.lockstep = world.sequence.size > 1
+        self.parameters = list(self.trained.values())
+        self.optimizer = adamw(model, optimizer)
+
+    def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        hidden = packed_hidden_states(self.model, batch, self.plan)
+        return packed_logprobs(self.model, hidden, batch, temperature, self.plan.sequence)
+
+    def _accumulate(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def _update(self) -> StepOutcome:
+        self._sum_gradients()
+        grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or math.inf))
+        applied = math.isfinite(grad_norm)
+        if applied:
+            set_learning_rate(self.optimizer, self.learning_rate)
+            self.optimizer.step()
+        self.discard_step()
+        return StepOutcome(grad_norm, applied)
+
+    def discard_step(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def check_gradient_scale(self) -> None:
         probe = self.parameters[0]
         ((self.world.rank + 1) * probe.sum()).backward()
         self._sum_gradients()
         assert probe.grad is not None
-        expected = self.world.size * (self.world.size + 1) / 2
-        if not torch.allclose(probe.grad, torch.full_like(probe.grad, expected)):
-            raise RuntimeError(f"gradient probe: {probe.grad.flatten()[0].item()} instead of {expected}")
-        self.optimizer.zero_grad(set_to_none=True)
+        self._check_probe(probe.grad)
+        self.discard_step()
 
     def _sum_gradients(self) -> None:
         """One all-reduce over all gradients laid end to end. A parameter without one counts as zero."""
@@ -120,11 +233,51 @@ class TorchEngine:
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
-    def _assert_replicas_agree(self) -> None:
-        """All ranks start from the same weights."""
-        total = sum(parameter.detach().double().sum().item() for parameter in self.parameters)
-        if len(set(self.world.gather(total))) > 1:
-            raise RuntimeError("ranks started from different weights")
+    def fragments(self) -> list[Fragment]:
+        found = []
+        for name, parameter in self.trained.items():
+            own = own_stretch(parameter.numel(), self.world.rank, self.world.size)
+            state = self.optimizer.state.get(parameter, {})
+            lines = {WEIGHT: parameter.detach(), **{kind: state[kind] for kind in MOMENTS if kind in state}}
+            found.append(Fragment(name, own.start, {kind: line.view(-1)[own] for kind, line in lines.items()}))
+        return found
+
+    @torch.no_grad()
+    def load_state(self, read: ReadState, steps_done: int, updates_done: int) -> None:
+        for name, parameter in self.trained.items():
+            parameter.view(-1).copy_(read(name, WEIGHT, 0, parameter.numel()))
+            if updates_done:
+                state = self.optimizer.state[parameter]
+                state["step"] = torch.tensor(float(updates_done))
+                for kind in MOMENTS:
+                    line = read(name, kind, 0, parameter.numel())
+                    state[kind] = line.to(parameter).view_as(parameter)
+        self.steps_done, self.updates_done = steps_done, updates_done
+
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
+
+
+MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
+
+
+def adamw(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the model's parameter groups."""
+    return torch.optim.AdamW(
+        parameter_groups(model.named_parameters(), settings),
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Every group's, by its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["learning_rate_multiplier"]
 
 
 def scheduled_learning_rate(settings: OptimizerConfig, step: int, num_steps: int) -> float:

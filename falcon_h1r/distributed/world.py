@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -20,6 +20,7 @@ from accelerate import PartialState
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.model.sequence import ALONE, SequenceGroup
 from falcon_h1r.types import InputError
 
@@ -41,6 +42,7 @@ class World:
     device: torch.device
     group: dist.ProcessGroup | None = None  # gloo; None in a world of one
     sequence: SequenceGroup = ALONE
+    watch: Watch = field(default_factory=Watch, compare=False)
 
     @classmethod
     def start(cls, sequence_parallel: int = 1) -> World:
@@ -79,6 +81,10 @@ class World:
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
         """Sums over data ranks, on every rank: what the ranks of a sequence group all know counts once."""
         return self.sum(values if self.sequence.rank == 0 else [0.0] * len(values))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank, on every rank."""
+        return self.sum([float(flag)])[0] > 0
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of ranks, on every rank."""

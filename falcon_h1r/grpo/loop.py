@@ -9,7 +9,7 @@ import torch
 
 from falcon_h1r.config import GRPOConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
-from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.grpo.credit import normalise_within_group
 from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups
 from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators
@@ -23,7 +23,7 @@ SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
 
 
 def train_grpo(
-    engine: TorchEngine,
+    engine: Engine,
     sampler: Sampler,
     verifier: Verifier,
     stream: ProblemStream,
@@ -53,7 +53,7 @@ def train_grpo(
 
 
 def train_step(
-    engine: TorchEngine,
+    engine: Engine,
     sampler: Sampler,
     verifier: Verifier,
     stream: ProblemStream,
@@ -79,7 +79,7 @@ def train_step(
             engine.backward(loss)
             for name, value in {**stats, "loss": loss.detach(), "entropy": entropies.sum()}.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-        metrics["grad_norm"] = engine.step()
+        metrics["grad_norm"] = engine.step().grad_norm
         sampler.load_weights(engine)
         metrics.update(_averages(dict(zip(sums, world.sum_over_data(list(sums.values())), strict=True))))
     else:

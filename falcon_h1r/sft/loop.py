@@ -12,7 +12,7 @@ import torch
 
 from falcon_h1r.config import LimitsConfig, SFTConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
-from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.sft.losses import weighted_cross_entropy
 from falcon_h1r.tracking import Tracker
 from falcon_h1r.types import InputError
@@ -21,7 +21,7 @@ DevEvaluation = Callable[[], Mapping[str, float]]
 
 
 def train_sft(
-    engine: TorchEngine,
+    engine: Engine,
     documents: Sequence[Document],
     config: SFTConfig,
     seed: int,
@@ -51,7 +51,7 @@ def train_sft(
             tracker.log(metrics, step + 1)
 
 
-def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
+def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
     """One optimizer step on the documents of the global batch: pack -> denominators -> learn."""
     world = engine.world
     rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size)
@@ -70,13 +70,13 @@ def train_step(engine: TorchEngine, batch: Sequence[Document], row_tokens: int) 
         engine.backward(loss)
         local_loss += loss.item()
         local_nll -= logprobs.detach().sum().item()
-    grad_norm = engine.step()
+    outcome = engine.step()
     global_loss, global_nll = world.sum_over_data([local_loss, local_nll])
     return {
         "loss": global_loss,
         "loss_unweighted": global_nll / unweighted,
         "learning_rate": learning_rate,
-        "grad_norm": grad_norm,
+        "grad_norm": outcome.grad_norm,
         "tokens": float(sum(len(document) for document in batch)),
         "loss_tokens": unweighted,
         "loss_weight": weighted,
