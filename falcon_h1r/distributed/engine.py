@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,7 @@ from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.config import EngineConfig, OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
-from falcon_h1r.distributed.fragments import (
-    FIRST_MOMENT,
-    SECOND_MOMENT,
-    WEIGHT,
-    Fragment,
-    ReadState,
-    own_stretch,
-)
+from falcon_h1r.distributed.fragments import Fragment, ReadState, load_replica, replica_fragments
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
@@ -192,11 +186,11 @@ class TorchEngine(Engine):
         super().__init__(model, optimizer, num_steps, world, engine)
         self.lockstep = world.sequence.size > 1
         self.parameters = list(self.trained.values())
-        self.optimizer = adamw(model, optimizer)
+        self.optimizer = adamw(model, optimizer, torch.optim.AdamW)
 
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         hidden = packed_hidden_states(self.model, batch, self.plan)
-        return packed_logprobs(self.model, hidden, batch, temperature, self.plan.sequence)
+        return packed_logprobs(self.model, hidden, batch, temperature, self.plan)
 
     def _accumulate(self, loss: Tensor) -> None:
         loss.backward()
@@ -234,24 +228,10 @@ class TorchEngine(Engine):
             parameter.grad = piece.view_as(parameter)
 
     def fragments(self) -> list[Fragment]:
-        found = []
-        for name, parameter in self.trained.items():
-            own = own_stretch(parameter.numel(), self.world.rank, self.world.size)
-            state = self.optimizer.state.get(parameter, {})
-            lines = {WEIGHT: parameter.detach(), **{kind: state[kind] for kind in MOMENTS if kind in state}}
-            found.append(Fragment(name, own.start, {kind: line.view(-1)[own] for kind, line in lines.items()}))
-        return found
+        return replica_fragments(self.trained, self.optimizer, self.world)
 
-    @torch.no_grad()
     def load_state(self, read: ReadState, steps_done: int, updates_done: int) -> None:
-        for name, parameter in self.trained.items():
-            parameter.view(-1).copy_(read(name, WEIGHT, 0, parameter.numel()))
-            if updates_done:
-                state = self.optimizer.state[parameter]
-                state["step"] = torch.tensor(float(updates_done))
-                for kind in MOMENTS:
-                    line = read(name, kind, 0, parameter.numel())
-                    state[kind] = line.to(parameter).view_as(parameter)
+        load_replica(self.trained, self.optimizer, read, updates_done)
         self.steps_done, self.updates_done = steps_done, updates_done
 
     def whole(self) -> AbstractContextManager[None]:
@@ -261,12 +241,12 @@ class TorchEngine(Engine):
         yield from ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
 
 
-MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
+AdamW = TypeVar("AdamW", bound=torch.optim.AdamW)
 
 
-def adamw(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(model: nn.Module, settings: OptimizerConfig, kind: type[AdamW]) -> AdamW:
     """AdamW over the model's parameter groups."""
-    return torch.optim.AdamW(
+    return kind(
         parameter_groups(model.named_parameters(), settings),
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),

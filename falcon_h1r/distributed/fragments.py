@@ -7,12 +7,17 @@ other division of the lines can be read from them: other ranks, another stage, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-WEIGHT, FIRST_MOMENT, SECOND_MOMENT = KINDS = ("weight", "exp_avg", "exp_avg_sq")
+from falcon_h1r.distributed.world import World
+
+WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # the latter as torch's Adam calls them
+KINDS = (WEIGHT, *MOMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,25 @@ class Fragment:
 ReadState = Callable[[str, str, int, int], Tensor]
 
 
-def own_stretch(length: int, rank: int, size: int) -> slice:
-    """The part of a line that one of `size` ranks takes, where all of them hold the whole."""
-    return slice(rank * length // size, (rank + 1) * length // size)
+def replica_fragments(trained: Mapping[str, nn.Parameter], optimizer: Optimizer, world: World) -> list[Fragment]:
+    """Of a state that every rank holds whole: to each rank an equal stretch of every line."""
+    found = []
+    for name, parameter in trained.items():
+        length = parameter.numel()
+        own = slice(world.rank * length // world.size, (world.rank + 1) * length // world.size)
+        state = optimizer.state.get(parameter, {})
+        lines = {WEIGHT: parameter.detach(), **{kind: state[kind] for kind in MOMENTS if kind in state}}
+        found.append(Fragment(name, own.start, {kind: line.view(-1)[own] for kind, line in lines.items()}))
+    return found
+
+
+@torch.no_grad()
+def load_replica(trained: Mapping[str, nn.Parameter], optimizer: Optimizer, read: ReadState, updates_done: int) -> None:
+    """Read a state that every rank holds whole."""
+    for name, parameter in trained.items():
+        parameter.view(-1).copy_(read(name, WEIGHT, 0, parameter.numel()))
+        if updates_done:
+            state = optimizer.state[parameter]
+            state["step"] = torch.tensor(float(updates_done))
+            for kind in MOMENTS:
+                state[kind] = read(name, kind, 0, parameter.numel()).to(parameter).view_as(parameter)

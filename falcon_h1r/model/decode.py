@@ -22,6 +22,7 @@ from falcon_h1r.model.hybrid import (
     LayerStates,
     ScanWeights,
     add_feed_forward,
+    embedded,
     gated_norm,
     packed_prefill,
     project_heads,
@@ -33,6 +34,7 @@ from falcon_h1r.model.hybrid import (
     split_conv,
     step_sizes,
 )
+from falcon_h1r.model.precision import project
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ def _layer_cache(states: LayerStates, prompts: PackedBatch, cache_tokens: int, w
 
 def head_logits(model: FalconH1ForCausalLM, hidden: Tensor) -> Tensor:
     """Logits (..., V), float32 at least."""
-    logits = model.lm_head(hidden) * model.model.lm_head_multiplier
+    logits = project(model.lm_head, hidden) * model.model.lm_head_multiplier
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -112,7 +114,7 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
     slots = torch.arange(len(input_ids), device=input_ids.device)
     longest = int(state.lengths.max()) + 1
     visible = torch.arange(longest, device=input_ids.device) <= state.lengths[:, None]  # (B, S)
-    hidden = model.model.embed_tokens(input_ids) * model.model.embedding_multiplier  # (B, E)
+    hidden = embedded(model, input_ids)  # (B, E)
     for layer, cache in zip(model.model.layers, state.layers, strict=True):
         normed = rms_norm(hidden, layer.input_layernorm)
         attention_input = scaled(normed, layer.attention_in_multiplier)
@@ -127,7 +129,7 @@ def decode_step(model: FalconH1ForCausalLM, state: DecodeState, input_ids: Tenso
             scale=layer.self_attn.scaling,
             enable_gqa=True,
         )
-        attention = layer.self_attn.o_proj(attended.flatten(1))
+        attention = project(layer.self_attn.o_proj, attended.flatten(1))
         mixed = mixer_step(layer.mamba, cache, normed)
         hidden = hidden + mixed * layer.ssm_out_multiplier + attention * layer.attn_out_multiplier
         hidden = add_feed_forward(layer, hidden)
@@ -154,4 +156,4 @@ def mixer_step(mixer: FalconH1Mixer, cache: LayerCache, hidden: Tensor) -> Tenso
     written = (dt[..., None] * x)[..., None] * B[..., None, :]  # (B, H, P, N)
     cache.ssm = torch.addcmul(written, cache.ssm, decay[..., None, None])
     outputs = (cache.ssm @ C[..., None]).squeeze(-1) + weights.D[:, None] * x  # (B, H, P)
-    return mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate))
+    return project(mixer.out_proj, gated_norm(mixer, outputs.flatten(1), gate))

@@ -19,11 +19,14 @@ K KV heads, C convolution channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import FalconH1ForCausalLM
 from transformers.models.falcon_h1.modeling_falcon_h1 import (
     FalconH1Attention,
@@ -36,12 +39,21 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import (
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.model import pointwise
 from falcon_h1r.model.kernels import Kernels, choose_kernels
+from falcon_h1r.model.precision import compute_dtype, project
 from falcon_h1r.model.recompute import run_layer
 from falcon_h1r.model.row import Row
 from falcon_h1r.model.sequence import ALONE, SequenceGroup, own_groups, spread_queries
 from falcon_h1r.model.ssd import final_states
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin of every token's angles: two of (t, 1, d / 2)
+
+
+Around = Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
+
+
+def as_it_is(part: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """For a model whose weights are always whole."""
+    return function
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,9 @@ class ForwardPlan:
     sequence: SequenceGroup = ALONE
     recompute: str = "none"  # none, layer or selective: see falcon_h1r.model.recompute
     offload: bool = False
+    around: Around = (
+        as_it_is  # (part of the model, a function of its weights) -> the function, run while they are whole
+    )
 
 
 PLAIN = ForwardPlan()
@@ -86,14 +101,23 @@ def _forward(
 ) -> Tensor:
     row = Row.from_batch(batch)
     rotation = rotary_angles(model, plan.sequence.local(batch.position_ids))
-    hidden = model.model.embed_tokens(plan.sequence.local(batch.input_ids)) * model.model.embedding_multiplier  # (t, E)
+    embed = plan.around(model.model.embed_tokens, partial(embedded, model))
+    hidden = embed(plan.sequence.local(batch.input_ids))  # (t, E)
     for layer in model.model.layers:
 
         def run(hidden: Tensor, layer: FalconH1DecoderLayer = layer) -> Tensor:
             return hybrid_layer(layer, hidden, row, rotation, plan.sequence, states)
 
-        hidden = run_layer(run, hidden, plan.recompute, plan.offload)
-    return rms_norm(hidden, model.model.final_layernorm)
+        hidden = run_layer(plan.around(layer, run), hidden, plan.recompute, plan.offload)
+    last_norm = model.model.final_layernorm
+    normed: Tensor = plan.around(last_norm, rms_norm)(hidden, last_norm)
+    return normed
+
+
+def embedded(model: FalconH1ForCausalLM, input_ids: Tensor) -> Tensor:
+    """Token embeddings with their multiplier, in the dtype that the forward computes in: (...) -> (..., E)."""
+    embeddings: Tensor = model.model.embed_tokens(input_ids) * model.model.embedding_multiplier
+    return embeddings.to(compute_dtype(model))
 
 
 def hybrid_layer(
@@ -122,8 +146,8 @@ def add_feed_forward(layer: FalconH1DecoderLayer, hidden: Tensor) -> Tensor:
     """The layer's second half, hidden + MLP(RMSNorm(hidden)): (..., E) -> (..., E)."""
     mlp: FalconH1MLP = layer.feed_forward
     normed = rms_norm(hidden, layer.pre_ff_layernorm)
-    activated = pointwise.swiglu(mlp.gate_proj(normed), mlp.up_proj(normed), mlp.gate_multiplier)
-    return torch.add(hidden, mlp.down_proj(activated), alpha=mlp.down_multiplier)
+    activated = pointwise.swiglu(project(mlp.gate_proj, normed), project(mlp.up_proj, normed), mlp.gate_multiplier)
+    return torch.add(hidden, project(mlp.down_proj, activated), alpha=mlp.down_multiplier)
 
 
 def rms_norm(hidden: Tensor, norm: FalconH1RMSNorm) -> Tensor:
@@ -151,9 +175,9 @@ def rotary_angles(model: FalconH1ForCausalLM, position_ids: Tensor) -> Rotation:
 
 def project_heads(attention: FalconH1Attention, hidden: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (t, H, d), keys and values (t, K, d); queries and keys rotated."""
-    query = attention.q_proj(hidden).unflatten(-1, (-1, attention.head_dim))
-    key = scaled(attention.k_proj(hidden), attention.key_multiplier).unflatten(-1, (-1, attention.head_dim))
-    value = attention.v_proj(hidden).unflatten(-1, (-1, attention.head_dim))
+    query = project(attention.q_proj, hidden).unflatten(-1, (-1, attention.head_dim))
+    key = scaled(project(attention.k_proj, hidden), attention.key_multiplier).unflatten(-1, (-1, attention.head_dim))
+    value = project(attention.v_proj, hidden).unflatten(-1, (-1, attention.head_dim))
     return pointwise.rotate(query, *rotation), pointwise.rotate(key, *rotation), value
 
 
@@ -171,7 +195,7 @@ def packed_attention(
     query, key, value = spread_queries(query, key, value, sequence)
     attended = kernels.attention(query, key, value, row, attention.scaling)
     attended = sequence.to_tokens(attended)[:, :num_heads]  # without the idle heads of a padded exchange
-    return attention.o_proj(attended.flatten(1)), key, value
+    return project(attention.o_proj, attended.flatten(1)), key, value
 
 
 # -----------------------------------------------------------------------------
@@ -231,7 +255,7 @@ def _taken(channels: Tensor, slices: list[slice]) -> Tensor:
 
 def project_mixer(mixer: FalconH1Mixer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gate (..., C_inner), the convolution's input (..., C) and dt (..., H), all before their multipliers."""
-    projected = mixer.in_proj(scaled(hidden, mixer.ssm_in_multiplier))
+    projected = project(mixer.in_proj, scaled(hidden, mixer.ssm_in_multiplier))
     return projected.split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
 
 
@@ -292,7 +316,7 @@ def packed_mixer(
     dt = step_sizes(mixer, dt, weights)
     outputs = kernels.scan(x, dt, weights.A, B, C, weights.D, row)
     outputs = sequence.to_tokens(outputs)  # (t, H, P): gate and norm need all channels
-    mixed = mixer.out_proj(gated_norm(mixer, outputs.flatten(1), gate))
+    mixed = project(mixer.out_proj, gated_norm(mixer, outputs.flatten(1), gate))
     if not with_states:
         return mixed, None, None
     states = final_states(x, dt, weights.A, B, row.lengths)

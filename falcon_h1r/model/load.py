@@ -24,6 +24,7 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_checks import check_model_path, looks_local
 from falcon_h1r.model.multipliers import check_against_preset, check_written_multipliers
+from falcon_h1r.model.precision import compute_in, handed_over_dtype, trained_dtype
 from falcon_h1r.model.stored_weights import INDEX, StoredTensor, find_tensors, read_tensors
 from falcon_h1r.model.supported import check_supported
 from falcon_h1r.types import InputError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-FULL_PRECISION = ("A_log", "D", "dt_bias")  # of the SSM: float32 at least, or small updates vanish
 
 DT_RANGE = (1e-3, 1e-1)  # initial step sizes, log-uniform (Mamba2's reference initialisation)
 
@@ -59,24 +59,32 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(settings: ModelConfig, device: torch.device) -> FalconH1ForCausalLM:
-    """The checkpoint's model on the device, in the dtype that is asked for.
+def load_model(settings: ModelConfig, device: torch.device, to_train: bool = False) -> FalconH1ForCausalLM:
+    """The checkpoint's model on the device, computing in the dtype that is asked for.
+
+    Its weights are kept in that dtype too (A_log, D and dt_bias in float32 at least), or, where all of them are
+    to be trained, in float32 at least (falcon_h1r.model.precision).
 
     Memory holds the model once, whatever dtype it is stored in: weights go piece by piece from their files to where
     they stay (falcon_h1r.model.stored_weights). What is stored is held against the model before any of it is read.
     """
     config, dtype = load_config(settings), DTYPES[settings.dtype]
+
+    def kept(name: str) -> torch.dtype:
+        return trained_dtype(dtype) if to_train else handed_over_dtype(name, dtype)
+
     folder = _loaded(settings, lambda: _weights_folder(settings))
     stored = _loaded(settings, lambda: find_tensors(folder))
     model = weightless_model(config, dtype)
     _check_stored(model, stored, f"model.path={settings.path}")
     weights = {
-        name: torch.empty(parameter.shape, dtype=_kept_dtype(name, dtype), device=device)
+        name: torch.empty(parameter.shape, dtype=kept(name), device=device)
         for name, parameter in model.named_parameters()
     }
     _loaded(settings, lambda: read_tensors(stored, weights))
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
+    compute_in(model, dtype)
     _compute_buffers(model, dtype)
     if (folder / "generation_config.json").is_file():
         model.generation_config = _loaded(settings, lambda: GenerationConfig.from_pretrained(str(folder)))
@@ -194,11 +202,7 @@ def shortened(text: str, limit: int = 300) -> str:
 def keep_full_precision(model: nn.Module) -> None:
     """A_log, D and dt_bias in float32 at least, whatever the rest is in."""
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(_kept_dtype(name, parameter.dtype))
-
-
-def _kept_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32) if name.endswith(FULL_PRECISION) else dtype
+        parameter.data = parameter.data.to(handed_over_dtype(name, parameter.dtype))
 
 
 def random_policy(settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> FalconH1ForCausalLM:

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.data.packing import PackedBatch
+from falcon_h1r.model.hybrid import PLAIN, ForwardPlan
 from falcon_h1r.model.linear_logprobs import linear_logprobs
-from falcon_h1r.model.sequence import ALONE, SequenceGroup
 
 
 def packed_logprobs(
@@ -17,7 +17,7 @@ def packed_logprobs(
     hidden: Tensor,
     batch: PackedBatch,
     temperature: float = 1.0,
-    sequence: SequenceGroup = ALONE,
+    plan: ForwardPlan = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of each weighted token of a packed row given its prefix, and the entropy it was drawn from.
 
@@ -34,13 +34,13 @@ def packed_logprobs(
     Returns:
         logprobs (T) and entropies (T, detached), float32 at least; 0 where the weight is 0.
     """
-    predicted = sequence.local(batch.loss_weights.roll(-1)) != 0  # by each hidden state; a row's first has weight 0
+    predicted = plan.sequence.local(batch.loss_weights.roll(-1)) != 0  # by each hidden state; a row's first never is
     index = predicted.nonzero().squeeze(1)
-    targets = sequence.local(batch.input_ids.roll(-1))[index]
-    logprobs, entropies = token_logprobs(model, hidden[index], targets, temperature)
+    targets = plan.sequence.local(batch.input_ids.roll(-1))[index]
+    logprobs, entropies = plan.around(model.lm_head, token_logprobs)(model, hidden[index], targets, temperature)
     empty = logprobs.new_zeros(len(hidden))
     by_predictor = empty.index_copy(0, index, logprobs), empty.index_copy(0, index, entropies.detach())
-    row_logprobs, row_entropies = (sequence.gather_same(part).roll(1) for part in by_predictor)
+    row_logprobs, row_entropies = (plan.sequence.gather_same(part).roll(1) for part in by_predictor)
     return row_logprobs, row_entropies
 
 
@@ -58,5 +58,5 @@ def token_logprobs(
         logprobs (n) and entropies (n), both with gradient, float32 at least.
     """
     scale = model.model.lm_head_multiplier / temperature
-    found = linear_logprobs(hidden, model.lm_head.weight, targets, scale)
+    found = linear_logprobs(hidden, model.lm_head.weight.to(hidden.dtype), targets, scale)
     return found.logprobs, found.entropies

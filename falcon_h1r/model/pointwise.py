@@ -22,7 +22,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return weight * _normalised(_wide(hidden), epsilon).to(hidden.dtype)
+    return weight.to(hidden.dtype) * _normalised(_wide(hidden), epsilon).to(hidden.dtype)
 
 
 def gated_norm(

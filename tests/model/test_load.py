@@ -16,7 +16,8 @@ from transformers import FalconH1ForCausalLM
 from falcon_h1r.checkpoint import publish_model
 from falcon_h1r.config import ModelConfig
 from falcon_h1r.data.tokenisation import CHAT_TEMPLATE, train_tokenizer
-from falcon_h1r.model.load import FULL_PRECISION, load_policy, looks_local, planned_config, random_policy
+from falcon_h1r.model.load import load_policy, looks_local, planned_config, random_policy
+from falcon_h1r.model.precision import FULL_PRECISION
 from falcon_h1r.types import InputError
 
 CPU = torch.device("cpu")
