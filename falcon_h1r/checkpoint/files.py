@@ -178,7 +178,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return {name: FileRecord(**record) for name, record in files.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.name}/{MANIFEST}: cannot be read ({error})") from None
 
 
