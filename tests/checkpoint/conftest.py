@@ -14,7 +14,8 @@ import torch
 
 from falcon_h1r.checkpoint.stored import open_newest
 from falcon_h1r.config import CheckpointConfig, Config, LimitsConfig, OptimizerConfig, SFTConfig
-from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.distributed.engine import Engine
+from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.sft.loop import train_sft
 from falcon_h1r.tracking import strip_times
@@ -47,7 +48,7 @@ def train(tiny_model: Any, random_documents: Any) -> Train:
         config: Config | None = None,
         num_steps: int = NUM_STEPS,
         dtype: torch.dtype = torch.float32,
-        prepare: Callable[[TorchEngine], None] = lambda engine: None,
+        prepare: Callable[[Engine], None] = lambda engine: None,
         upto: int | None = None,
     ) -> dict[str, Any]:
         """
@@ -56,7 +57,8 @@ def train(tiny_model: Any, random_documents: Any) -> Train:
             upto: abandon it after so many, as a kill would.
         """
         config = config or make_config()
-        engine = TorchEngine(copy.deepcopy(tiny_model).to(dtype), config.sft.optimizer, num_steps, world)
+        model = copy.deepcopy(tiny_model).to(dtype)
+        engine = open_engine(model, config.sft.optimizer, num_steps, world, config.engine)
         prepare(engine)
         stored = open_newest(config, "sft", folder / CHECKPOINTS, world) if config.resume else None
         with open_tracker(config, "sft", folder, world.is_main, "test", stored) as tracker:
@@ -68,8 +70,8 @@ def train(tiny_model: Any, random_documents: Any) -> Train:
                 _train_upto(training, documents, config, upto)
         return {
             "first_step": stored.shared.step if stored is not None else 0,
-            "weights": torch.cat([p.detach().flatten() for p in engine.parameters]),
-            "moments": torch.cat([engine.optimizer.state[p]["exp_avg_sq"].flatten() for p in engine.parameters]),
+            "weights": torch.cat([weight.flatten().clone() for _, weight in engine.full_weights()]),
+            "moments": torch.cat([f.tensors["exp_avg_sq"] for f in engine.fragments()]),
             "rows": read_rows(folder / "metrics.jsonl"),
         }
 

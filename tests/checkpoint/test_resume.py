@@ -15,7 +15,7 @@ import torch
 
 from falcon_h1r.checkpoint.state import generator_states, restore_generators
 from falcon_h1r.checkpoint.stored import StoredState, newest_checkpoint, open_newest
-from falcon_h1r.config import CheckpointConfig, OptimizerConfig
+from falcon_h1r.config import CheckpointConfig, EngineConfig, OptimizerConfig
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.fragments import KINDS
 from falcon_h1r.distributed.world import World
@@ -54,6 +54,33 @@ def test_any_ranks_go_on_from_what_any_others_wrote(
         differences = np.abs(np.subtract(losses(resumed["rows"]), losses(alone["rows"])))
         assert differences[:CUT].max() < TOLERANCES[dtype]
         assert differences[CUT:].max() < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize(
+    ("written_by", "read_by"),
+    [
+        (("deepspeed", 1, 2), ("deepspeed", 3, 2)),
+        (("deepspeed", 3, 2), ("deepspeed", 1, 4)),
+        (("deepspeed", 3, 2), ("torch", 0, 1)),
+    ],
+)
+def test_another_zero_stage_goes_on(
+    train: Train, run_on_ranks: Any, tmp_path: Path, written_by: tuple[str, int, int], read_by: tuple[str, int, int]
+) -> None:
+    """Losses of the next ten steps against those of a run that was never cut."""
+    pytest.importorskip("deepspeed")
+
+    def on(how: tuple[str, int, int], resume: bool, **options: Any) -> dict[str, Any]:
+        name, stage, size = how
+        config = make_config(resume=resume, engine=EngineConfig(name=name, zero_stage=stage))
+        found: dict[str, Any] = run_on_ranks(size, lambda world: train(world, tmp_path, config, **options))[0]
+        return found
+
+    alone = run_on_ranks(1, lambda world: train(world, tmp_path / "alone"))[0]
+    on(written_by, False, upto=CUT)
+    resumed = on(read_by, True)
+    assert resumed["first_step"] == CUT
+    assert losses(resumed["rows"]) == pytest.approx(losses(alone["rows"]), abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -34,16 +34,6 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def coins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Answers that are a matter of luck, so that groups have contrast."""
-    rng = random.Random(0)
-    rows = [{"question": f"Toss {n}", "answer": f"I toss it. #### {rng.randrange(2)}"} for n in range(32)]
-    path = tmp_path_factory.mktemp("data") / "coins.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture(scope="module")
 def tosser(coins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers 0 or 1."""
     settings = ("sft.num_steps=40", "sft.batch_sequences=8", "sft.optimizer.schedule=constant")
