@@ -57,7 +57,7 @@ class Tracker:
 
     `group` names the pipeline; by default it is the folder around the stage's folder. `resume_step`, on
     resume, is the step of the checkpoint gone back to: rows logged after it are taken back, since they are
-    about to be made again, and `seconds` goes on from where that step left it.
+    about to be made again, and `seconds` goes on from where that step left it. `resume_ids` are the `ids` of then.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class Tracker:
         *,
         group: str | None = None,
         resume_step: int | None = None,
+        resume_ids: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir, self.stage, self.is_main = Path(run_dir), stage, is_main
         self._log_every_steps = max(1, config.log_every_steps)
         self._started = time.monotonic()
         self._wandb_run: Any = None
+        self.ids: dict[str, str] = {}  # under which the run is known elsewhere
         self._metrics_file: TextIO | None = None
         if not is_main:
             return
@@ -87,7 +89,11 @@ class Tracker:
         if config.wandb != "disabled":
             folder = self.run_dir.resolve()
             group = group or (folder.parent.name if folder.name == stage else folder.name)
-            self._wandb_run = _start_wandb(self.run_dir, stage, group, config, resolved_config)
+            id_file = self.run_dir / "wandb_run_id.txt"
+            if not id_file.exists():
+                id_file.write_text((resume_ids or {}).get("wandb", secrets.token_hex(4)) + "\n")
+            self.ids["wandb"] = id_file.read_text().strip()
+            self._wandb_run = _start_wandb(self.run_dir, stage, group, config, resolved_config, self.ids["wandb"])
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one row to metrics.jsonl, flushed when this returns. Values that are not finite become null.
@@ -113,6 +119,13 @@ class Tracker:
             return
         with open(self.run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+
+    def sync(self) -> None:
+        """Rows logged so far are on the disk when this returns, whatever becomes of the machine. From any thread."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if self.is_main and (path := self.run_dir / name).exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     @contextmanager
     def progress(self, total: int, description: str, unit: str, completed: int = 0) -> Iterator[ProgressReporter]:
@@ -164,14 +177,16 @@ def _take_back_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _start_wandb(
-    run_dir: Path, stage: str, group: str, config: TrackingSettings, resolved_config: Mapping[str, Any]
+    run_dir: Path,
+    stage: str,
+    group: str,
+    config: TrackingSettings,
+    resolved_config: Mapping[str, Any],
+    run_id: str,
 ) -> Any:
     """A W&B run: the pipeline is its group, the stage its job type. Its id stays in the folder."""
     import wandb
 
-    id_file = run_dir / "wandb_run_id.txt"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4) + "\n")
     run = wandb.init(
         mode="online" if config.wandb == "online" else "offline",
         project=config.wandb_project,
@@ -179,7 +194,7 @@ def _start_wandb(
         group=group,
         job_type=stage,
         name=f"{group}-{stage}",
-        id=id_file.read_text().strip(),
+        id=run_id,
         resume="allow" if config.wandb == "online" else None,
         dir=os.environ.get("WANDB_DIR", str(run_dir)),
         config=dict(resolved_config),

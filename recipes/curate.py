@@ -36,12 +36,14 @@ def check(config: Config) -> None:
 
 
 def curate(config: Config, folder: Path, world: World) -> Path:
-    """Run the stage on the main rank; the others wait."""
-    world.on_main(lambda: _curate(config, folder))
+    """Run the stage on the main rank; the others wait. With `resume`, one that has ended is left as it is."""
+    if not (config.resume and world.on_main((folder / "summary.json").is_file)):
+        world.on_main(lambda: _curate(config, folder))
     return folder
 
 
 def _curate(config: Config, folder: Path) -> None:
+    from falcon_h1r.checkpoint.files import replace_text
     from falcon_h1r.data.curation import curate_traces
     from falcon_h1r.data.jsonl import write_jsonl
     from falcon_h1r.data.sources import load_traces
@@ -68,7 +70,7 @@ def _curate(config: Config, folder: Path) -> None:
     write_jsonl(folder / "dropped.jsonl", curated.dropped_rows())
     for name, problems in splits.items():
         write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")  # last: the stage has ended
     print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
 
 

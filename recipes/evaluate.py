@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,25 +36,37 @@ def check(config: Config) -> None:
 
 
 def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]:
-    """Run the stage; returns the judged samples."""
+    """Run the stage; returns the judged samples. With `resume`, those of a stage that has ended are read.
+
+    Raises:
+        StopRequested: on every rank; nothing is kept of it.
+    """
     from falcon_h1r.checkpoint import open_policy
-    from falcon_h1r.data.jsonl import write_jsonl
+    from falcon_h1r.checkpoint.files import replace_text
+    from falcon_h1r.data.jsonl import read_jsonl, write_jsonl
     from falcon_h1r.evaluation.evaluate import evaluate_policy
     from falcon_h1r.evaluation.metrics import VOTES, summarise
     from falcon_h1r.rollout.torch_sampler import TorchSampler
-    from falcon_h1r.tracking import Tracker
+    from falcon_h1r.training_run import open_tracker
     from falcon_h1r.verifier import Verifier
 
+    if config.resume and world.on_main((folder / "summary.json").is_file):
+        return world.on_main(lambda: [row for _, row in read_jsonl(folder / "samples.jsonl")])
     problems = load_problems(config.evaluate.data)[: config.evaluate.num_problems]
     model, tokenizer = open_policy(config, list, folder, world, "evaluate")
     num_own = len(world.share(problems)) * (config.evaluate.num_samples + 1)
+    tracker = open_tracker(config, "evaluate", folder, world.is_main, run_name(config))
     with (
-        Tracker(folder, "evaluate", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
+        tracker,
         Verifier.from_config(config.verifier, after_think=True) as verifier,
         tracker.progress(num_own, f"evaluate {folder.name}", "answers of this rank") as progress,
     ):
         sampler = TorchSampler(
-            model, tokenizer, config.evaluate.max_slots, on_finished=lambda tokens: progress.advance(1, tokens)
+            model,
+            tokenizer,
+            config.evaluate.max_slots,
+            on_finished=lambda tokens: progress.advance(1, tokens),
+            watch=world.watch,
         )
         rows = evaluate_policy(
             sampler, tokenizer, verifier, problems, config.evaluate, config.system_prompt, config.seed, world
@@ -64,7 +75,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         tracker.log({key: value for key, value in summary.items() if isinstance(value, (int, float))}, step=0)
     if world.is_main:
         write_jsonl(folder / "samples.jsonl", rows)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")  # last: the stage has ended
         print(f"{folder.name}: {one_line(summary)}", flush=True)
     world.barrier()
     return rows

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,13 @@ def check(config: Config) -> None:
 
 
 def grpo(config: Config, folder: Path, world: World) -> Path:
-    """Run the stage; returns the folder of its model."""
+    """Run the stage, or what is left of it; returns the folder of its model.
+
+    Raises:
+        StopRequested: on every rank, after a checkpoint; there is no model then.
+    """
     from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.checkpoint.stored import open_newest
     from falcon_h1r.data.tokenisation import question_texts
     from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engine import TorchEngine
@@ -39,9 +43,11 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.grpo.groups import open_stream
     from falcon_h1r.grpo.loop import train_grpo
     from falcon_h1r.rollout.torch_sampler import TorchSampler
-    from falcon_h1r.tracking import Tracker
+    from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
     from falcon_h1r.verifier import Verifier
 
+    if config.resume and world.on_main((folder / "model").is_dir):
+        return folder / "model"
     problems = load_problems(config.grpo.data)
     model, tokenizer = open_policy(
         config,
@@ -54,16 +60,19 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
     engine = TorchEngine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world, config.engine)
     engine.check_gradient_scale()
-    sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots)
+    stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
+    sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots, watch=world.watch)
     with (
-        Tracker(folder, "grpo", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
+        open_tracker(config, "grpo", folder, world.is_main, run_name(config), stored) as tracker,
         Verifier.from_config(config.verifier, after_think=True) as verifier,
         dev_evaluation(config, model, tokenizer, world, "grpo") as evaluate_dev,
     ):
         stream, unusable = open_stream(problems, tokenizer, config, verifier)
         if world.is_main and any(unusable.values()):
             print(f"grpo: problems left out: {unusable}")
-        train_grpo(engine, sampler, verifier, stream, config.grpo, config.seed, tracker, evaluate_dev)
+        with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, {"stream": stream}, stored) as run:
+            train_grpo(run, sampler, verifier, stream, config.grpo, config.seed)
+    world.watch.beat("publishing")
     if world.is_main:
         publish_model(model, tokenizer, folder / "model")
     world.barrier()

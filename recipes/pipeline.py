@@ -2,6 +2,7 @@
 
 python recipes/pipeline.py experiment=quickstart
 python recipes/pipeline.py experiment=quickstart seed=1 tracking.wandb=offline
+python recipes/pipeline.py experiment=quickstart run_dir=runs/quickstart resume=true
 """
 
 from __future__ import annotations
@@ -26,23 +27,31 @@ if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
 
 T = TypeVar("T")
+STAGE_SECONDS = "stage_seconds.json"
 
 
 def pipeline(config: Config, folder: Path, world: World) -> None:
-    """Run all stages, each into a folder of its own under `folder`; summary.json and report.html at the end."""
+    """Run all stages, each into a folder of its own under `folder`; summary.json and report.html at the end.
+
+    With `resume`, stages that have ended are not repeated, and the one that was interrupted goes on.
+    """
+    from falcon_h1r.checkpoint.files import replace_text
     from falcon_h1r.evaluation.report import write_report
     from falcon_h1r.evaluation.summary import summarise_pipeline
     from falcon_h1r.tracking import MemoryMeter, environment_versions
 
-    seconds: dict[str, float] = {}
+    seconds = world.on_main(lambda: read_seconds(folder) if config.resume else {})
 
     def timed(stage: str, work: Callable[[], T]) -> T:
         if world.is_main:
             print(f"\n--- {stage} {'-' * (72 - len(stage))}", flush=True)
         started = time.perf_counter()
-        result = work()
-        seconds[stage] = round(time.perf_counter() - started, 2)
-        return result
+        try:
+            return work()
+        finally:  # also where it is interrupted: the time of all tries counts, but for those that are killed
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - started, 2)
+            if world.is_main:
+                replace_text(folder / STAGE_SECONDS, json.dumps(seconds, indent=2) + "\n")
 
     with MemoryMeter() as memory:
         curated = timed("curate", lambda: recipes.curate.curate(config, folder / "curate", world))
@@ -60,9 +69,15 @@ def pipeline(config: Config, folder: Path, world: World) -> None:
     if world.is_main:
         summary = summarise_pipeline(samples, seconds, config.seed)
         summary.update(peak_memory_gib=round(peak_memory_gib, 3), versions=environment_versions())
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         print(f"\nsummary: {folder / 'summary.json'}\nreport:  {write_report(folder)}", flush=True)
     world.barrier()
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    """By stage, of the tries so far."""
+    path = folder / STAGE_SECONDS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def evaluate_all(

@@ -9,7 +9,6 @@ Without `model.path`, a tokenizer is trained on the traces and a random model of
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +31,23 @@ def check(config: Config) -> None:
 
 
 def sft(config: Config, folder: Path, world: World) -> Path:
-    """Run the stage; returns the folder of its model."""
+    """Run the stage, or what is left of it; returns the folder of its model.
+
+    Raises:
+        StopRequested: on every rank, after a checkpoint; there is no model then.
+    """
     from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.checkpoint.stored import open_newest
     from falcon_h1r.data.tokenisation import conversation_texts, encode_traces
     from falcon_h1r.distributed.batch_scaling import describe_scaling, mean_batch_tokens, scaled_to_batch
     from falcon_h1r.distributed.engine import TorchEngine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.model.multipliers import check_learning_rate
     from falcon_h1r.sft.loop import fit_documents, total_steps, train_sft
-    from falcon_h1r.tracking import Tracker
+    from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
 
+    if config.resume and world.on_main((folder / "model").is_dir):
+        return folder / "model"
     traces = load_traces(config.sft.data)
     model, tokenizer = open_policy(
         config,
@@ -65,11 +71,14 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
     engine = TorchEngine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world, config.engine)
     engine.check_gradient_scale()
+    stored = open_newest(config, "sft", folder / CHECKPOINTS, world) if config.resume else None
     with (
-        Tracker(folder, "sft", config.tracking, world.is_main, asdict(config), group=run_name(config)) as tracker,
+        open_tracker(config, "sft", folder, world.is_main, run_name(config), stored) as tracker,
         dev_evaluation(config, model, tokenizer, world, "sft") as evaluate_dev,
+        TrainingRun(config, "sft", folder, engine, tracker, evaluate_dev, stored=stored) as run,
     ):
-        train_sft(engine, fitted.documents, config.sft, config.seed, tracker, evaluate_dev)
+        train_sft(run, fitted.documents, config.sft, config.seed)
+    world.watch.beat("publishing")
     if world.is_main:
         publish_model(model, tokenizer, folder / "model")
     world.barrier()

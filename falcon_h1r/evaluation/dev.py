@@ -32,7 +32,8 @@ def dev_evaluation(
     Args:
         stage: whose limits hold, "sft" or "grpo".
 
-    Without development problems it measures nothing and returns an empty dict.
+    Without development problems it measures nothing and returns an empty dict. It raises StopRequested, on every rank,
+    where the run is to stop meanwhile.
     """
     if config.dev.data.path is None:
         yield dict
@@ -42,16 +43,18 @@ def dev_evaluation(
     settings = EvaluateConfig(limits=limits, num_samples=config.dev.num_samples)
     prompts = encode_prompts(tokenizer, problems, config.system_prompt)
     check_prompt_lengths(problems, prompts, limits.prompt_tokens, f"{config.dev.data.path}, {stage}.limits")
-    sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots)
+    sampler = TorchSampler(model, tokenizer, config.evaluate.max_slots, watch=world.watch)
     with Verifier.from_config(config.verifier, after_think=True) as verifier:
 
         def measure() -> dict[str, float]:
             was_training = model.training
             model.eval()
-            rows = evaluate_policy(
-                sampler, tokenizer, verifier, problems, settings, config.system_prompt, config.seed, world
-            )
-            model.train(was_training)
+            try:
+                rows = evaluate_policy(
+                    sampler, tokenizer, verifier, problems, settings, config.system_prompt, config.seed, world
+                )
+            finally:
+                model.train(was_training)
             return dev_metrics(rows)
 
         yield measure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from falcon_h1r.checkpoint.stopping import gather_unless_stopped
 from falcon_h1r.config import EvaluateConfig
 from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
@@ -34,30 +35,37 @@ def evaluate_policy(
 
     Returns:
         On every rank all rows, ordered by problem, samples before the greedy one; see `sample_row`.
+
+    Raises:
+        StopRequested: on every rank.
     """
     prompts = encode_prompts(tokenizer, problems, system_prompt)
     check_prompt_lengths(problems, prompts, config.limits.prompt_tokens, "evaluate.limits")
     own = world.share(list(zip(problems, prompts, strict=True)))
     own_prompts = [Prompt(problem.uid, ids) for problem, ids in own]
     by_uid = {problem.uid: problem for problem, _ in own}
-    rows = []
     passes = [(config.num_samples, config.temperature, False)] + [(1, 0.0, True)] * greedy
-    for num_samples, temperature, is_greedy in passes:
-        settings = SamplingSettings(
-            num_samples=num_samples,
-            max_response_tokens=config.limits.response_tokens,
-            temperature=temperature,
-            top_p=config.top_p,
-            seed=seed,
-        )
-        rollouts = sampler.generate(own_prompts, settings)
-        verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
-        rows += [
-            sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy, verifier.fallbacks)
-            for rollout, verdict in zip(rollouts, verdicts, strict=True)
-        ]
+
+    def sample_and_judge() -> list[dict[str, Any]]:
+        rows = []
+        for num_samples, temperature, is_greedy in passes:
+            settings = SamplingSettings(
+                num_samples=num_samples,
+                max_response_tokens=config.limits.response_tokens,
+                temperature=temperature,
+                top_p=config.top_p,
+                seed=seed,
+            )
+            rollouts = sampler.generate(own_prompts, settings)
+            verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
+            rows += [
+                sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy, verifier.fallbacks)
+                for rollout, verdict in zip(rollouts, verdicts, strict=True)
+            ]
+        return rows
+
     position = {problem.uid: index for index, problem in enumerate(problems)}
-    gathered = [row for rank_rows in world.gather(rows) for row in rank_rows]
+    gathered = [row for rank_rows in gather_unless_stopped(world, sample_and_judge) for row in rank_rows]
     return sorted(gathered, key=lambda row: (position[row["problem_uid"]], row["greedy"], row["sample_index"]))
 
 

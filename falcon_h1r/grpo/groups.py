@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from falcon_h1r.checkpoint.stopping import gather_unless_stopped
 from falcon_h1r.config import Config, GRPOConfig
 from falcon_h1r.data.tokenisation import encode_prompts
+from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
-from falcon_h1r.types import THINK_END, THINK_START, InputError, Problem, Rollout, RolloutGroup, content_hash
+from falcon_h1r.types import THINK_END, THINK_START, InputError, Problem, Rollout, RolloutGroup, Verdict, content_hash
 from falcon_h1r.verifier import Verifier, count_boxed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LOOK_SECONDS = 1.0  # between two signs of life while verdicts are waited for
 
 
 class ProblemStream:
@@ -39,6 +45,22 @@ class ProblemStream:
             problem, prompt = self._next()
             taken.setdefault(problem.uid, (problem, prompt))
         return list(taken.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it counts in."""
+        return {"position": self._position, "num_problems": len(self._problems)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a position.
+
+        Raises:
+            InputError: where it counts in other problems.
+        """
+        if state["num_problems"] != len(self._problems):
+            raise InputError(
+                f"grpo.data: {len(self._problems)} usable problems, where the checkpoint counts {state['num_problems']}"
+            )
+        self._position = state["position"]
 
     def _next(self) -> tuple[Problem, Prompt]:
         epoch, index = divmod(self._position, len(self._problems))
@@ -109,6 +131,9 @@ def collect_groups(
 
     Args:
         seed: of this step; the rounds derive theirs.
+
+    Raises:
+        StopRequested: on every rank.
     """
     batch = GroupBatch()
     while len(batch.groups) < config.problems_per_step and batch.num_rounds <= config.max_backfill_rounds:
@@ -120,9 +145,8 @@ def collect_groups(
             seed=int(content_hash(f"{seed}/{batch.num_rounds}"), 16),
         )
         own = world.share(drawn)
-        rollouts = sampler.generate([prompt for _, prompt in own], settings)
-        scored = score_groups([problem for problem, _ in own], rollouts, verifier, config)
-        by_rank = world.gather(scored)
+        sample = partial(sample_and_score, own, sampler, settings, verifier, config, world.watch)
+        by_rank = gather_unless_stopped(world, sample)
         groups = [by_rank[i % world.size][i // world.size] for i in range(len(drawn))]
         batch.drawn.extend(groups)
         batch.groups.extend(group for group in groups if group.has_contrast)
@@ -130,13 +154,31 @@ def collect_groups(
     return batch
 
 
+def sample_and_score(
+    drawn: Sequence[tuple[Problem, Prompt]],
+    sampler: Sampler,
+    settings: SamplingSettings,
+    verifier: Verifier,
+    config: GRPOConfig,
+    watch: Watch,
+) -> list[RolloutGroup]:
+    """A group of each problem: this rank's own work, which a stop may interrupt."""
+    rollouts = sampler.generate([prompt for _, prompt in drawn], settings)
+    return score_groups([problem for problem, _ in drawn], rollouts, verifier, config, watch)
+
+
 def score_groups(
-    problems: Sequence[Problem], rollouts: Sequence[Rollout], verifier: Verifier, config: GRPOConfig
+    problems: Sequence[Problem],
+    rollouts: Sequence[Rollout],
+    verifier: Verifier,
+    config: GRPOConfig,
+    watch: Watch,
 ) -> list[RolloutGroup]:
     """Verify each rollout against its problem's gold; rollouts come group by group."""
     size = config.group_size
     golds = [problem.answer for problem in problems for _ in range(size)]
-    verdicts = verifier.score([rollout.text for rollout in rollouts], golds)
+    texts = [rollout.text for rollout in rollouts]
+    verdicts = await_verdicts([verifier.submit(text, gold) for text, gold in zip(texts, golds, strict=True)], watch)
     groups = []
     for index, problem in enumerate(problems):
         own = slice(index * size, (index + 1) * size)
@@ -148,6 +190,20 @@ def score_groups(
         ]
         groups.append(RolloutGroup(problem, list(rollouts[own]), rewards, verdicts[own]))
     return groups
+
+
+def await_verdicts(futures: Sequence[Future[Verdict]], watch: Watch) -> list[Verdict]:
+    """Their verdicts in order.
+
+    Raises:
+        StopRequested: where the run is to stop.
+    """
+    waiting = set(futures)
+    while waiting:
+        watch.beat("verifying")
+        watch.check()
+        waiting = wait(waiting, timeout=LOOK_SECONDS).not_done
+    return [future.result() for future in futures]
 
 
 def well_formed(text: str) -> bool:

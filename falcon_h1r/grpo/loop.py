@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from falcon_h1r.checkpoint.stopping import rows_until_stopped
 from falcon_h1r.config import GRPOConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
 from falcon_h1r.distributed.engine import Engine
@@ -14,42 +16,31 @@ from falcon_h1r.grpo.credit import normalise_within_group
 from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups
 from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators
 from falcon_h1r.rollout.sampler import Sampler
-from falcon_h1r.tracking import Tracker
+from falcon_h1r.training_run import SKIPPED, TrainingRun
 from falcon_h1r.types import RolloutGroup, content_hash
 from falcon_h1r.verifier import Verifier, count_boxed
 
-DevEvaluation = Callable[[], Mapping[str, float]]
 SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
 
 
 def train_grpo(
-    engine: Engine,
+    run: TrainingRun,
     sampler: Sampler,
     verifier: Verifier,
     stream: ProblemStream,
     config: GRPOConfig,
     seed: int,
-    tracker: Tracker,
-    evaluate_dev: DevEvaluation,
 ) -> None:
-    """Train for the engine's number of steps.
-
-    Args:
-        evaluate_dev: measures the policy on held-out problems; called on every rank, every `dev_every_steps`.
-    """
-    with tracker.progress(engine.num_steps, "grpo", "steps") as progress:
-        for step in range(engine.num_steps):
-            step_seed = int(content_hash(f"{seed}/grpo/{step}"), 16)
-            metrics, batch = train_step(engine, sampler, verifier, stream, config, step_seed)
-            progress.advance(1, int(metrics["sampled_tokens"]), reward=metrics["reward_mean"])
-
-            # -----------------------------------------------------------------
-            # Look, now and then, at problems it does not train on
-            is_last = step + 1 == engine.num_steps
-            if config.dev_every_steps and ((step + 1) % config.dev_every_steps == 0 or is_last):
-                metrics.update(evaluate_dev())
-            tracker.log(metrics, step + 1)
-            tracker.log_samples(sample_rows(batch.drawn[:SAMPLES_LOGGED_A_STEP], step + 1))
+    """Train for the steps that are left of the run, which remembers the stream's position."""
+    engine = run.engine
+    if engine.steps_done:
+        sampler.load_weights(engine)
+    for step in run.steps():
+        step_seed = int(content_hash(f"{seed}/grpo/{step}"), 16)
+        metrics, batch = train_step(engine, sampler, verifier, stream, config, step_seed)
+        run.progress.advance(1, int(metrics["sampled_tokens"]), reward=metrics["reward_mean"])
+        samples = sample_rows(batch.drawn[:SAMPLES_LOGGED_A_STEP], step + 1)
+        run.finish_step(metrics, partial(rollout_documents, batch.groups, config), samples)
 
 
 def train_step(
@@ -60,10 +51,15 @@ def train_step(
     config: GRPOConfig,
     seed: int,
 ) -> tuple[dict[str, float], GroupBatch]:
-    """One update. A step in which no group has contrast learns nothing and says so (`num_groups` 0)."""
+    """One update. A step in which no group has contrast learns nothing and says so (`num_groups` 0).
+
+    Raises:
+        StopRequested: on every rank, with gradients to discard and the stream further on.
+    """
     world = engine.world
     started = time.perf_counter()
-    batch = collect_groups(stream, sampler, verifier, config, world, seed)
+    with engine.whole():
+        batch = collect_groups(stream, sampler, verifier, config, world, seed)
     sampled = time.perf_counter()
     metrics = rollout_metrics(batch)
     if batch.groups:
@@ -72,14 +68,14 @@ def train_step(
         denominators = Denominators(*world.sum_over_data(loss_denominators(rows)))  # before the first backward
         metrics["learning_rate"] = engine.learning_rate
         sums: dict[str, float] = {}
-        for row in rows:
-            row = row.to(world.device)
+        for row in rows_until_stopped(engine, rows):
             policy_logprobs, entropies = engine.logprobs(row, config.rollout.temperature)
             loss, stats = grpo_loss(policy_logprobs, row, denominators, config.loss)
             engine.backward(loss)
             for name, value in {**stats, "loss": loss.detach(), "entropy": entropies.sum()}.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
-        metrics["grad_norm"] = engine.step().grad_norm
+        outcome = engine.step()
+        metrics["grad_norm"], metrics[SKIPPED] = outcome.grad_norm, float(not outcome.applied)
         sampler.load_weights(engine)
         metrics.update(_averages(dict(zip(sums, world.sum_over_data(list(sums.values())), strict=True))))
     else:

@@ -19,6 +19,7 @@ from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.data.tokenisation import stop_token_ids
+from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.model.decode import DecodeState, decode_step, prefill
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings, rollout_uniforms
 from falcon_h1r.types import Rollout
@@ -62,16 +63,19 @@ class TorchSampler:
         tokenizer: PreTrainedTokenizerBase,
         max_slots: int = 256,
         on_finished: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """
         Args:
             max_slots: rows generated at once; bounds the memory of the caches.
             on_finished: told the number of tokens of each finished rollout, for a progress bar.
+            watch: told of every decoded token; where the run is to stop, `generate` raises StopRequested.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.max_slots = max_slots
         self.on_finished = on_finished
+        self.watch = watch or Watch()
         self.policy_version = 0
         self.stop_ids = torch.tensor(stop_token_ids(tokenizer), device=model.device)
 
@@ -87,6 +91,8 @@ class TorchSampler:
         finished: dict[tuple[int, int], Rollout] = {}
         running: _RunningBatch | None = None
         while waiting or running is not None:
+            self.watch.beat("sampling")
+            self.watch.check()
             free = self.max_slots - (len(running.owners) if running is not None else 0)
             if waiting and free > 0 and (running is None or 2 * free >= self.max_slots):
                 owners = [waiting.popleft() for _ in range(min(free, len(waiting)))]

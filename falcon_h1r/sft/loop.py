@@ -4,55 +4,40 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
+from falcon_h1r.checkpoint.stopping import rows_until_stopped
 from falcon_h1r.config import LimitsConfig, SFTConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.sft.losses import weighted_cross_entropy
-from falcon_h1r.tracking import Tracker
+from falcon_h1r.training_run import SKIPPED, TrainingRun
 from falcon_h1r.types import InputError
 
-DevEvaluation = Callable[[], Mapping[str, float]]
 
-
-def train_sft(
-    engine: Engine,
-    documents: Sequence[Document],
-    config: SFTConfig,
-    seed: int,
-    tracker: Tracker,
-    evaluate_dev: DevEvaluation,
-) -> None:
-    """Train on `documents` for the engine's number of steps.
-
-    Args:
-        evaluate_dev: measures the policy on held-out problems; called on every rank, every `dev_every_steps`.
-    """
+def train_sft(run: TrainingRun, documents: Sequence[Document], config: SFTConfig, seed: int) -> None:
+    """Train on `documents` for the steps that are left of the run."""
+    engine = run.engine
     engine.model.train()
-    with tracker.progress(engine.num_steps, "sft", "steps") as progress:
-        for step in range(engine.num_steps):
-            started = time.perf_counter()
-            batch = step_documents(documents, step, config.batch_sequences, seed)
-            metrics = train_step(engine, batch, config.limits.row_tokens)
-            seconds = time.perf_counter() - started
-            metrics["tokens_per_second"] = metrics["tokens"] / seconds
-            progress.advance(1, int(metrics["tokens"]), loss=metrics["loss"])
-
-            # -----------------------------------------------------------------
-            # Look, now and then, at problems it does not train on
-            is_last = step + 1 == engine.num_steps
-            if config.dev_every_steps and ((step + 1) % config.dev_every_steps == 0 or is_last):
-                metrics.update(evaluate_dev())
-            tracker.log(metrics, step + 1)
+    for step in run.steps():
+        started = time.perf_counter()
+        take = partial(step_documents, documents, step, config.batch_sequences, seed)
+        metrics = train_step(engine, take(), config.limits.row_tokens)
+        metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - started)
+        run.progress.advance(1, int(metrics["tokens"]), loss=metrics["loss"])
+        run.finish_step(metrics, take)
 
 
 def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
-    """One optimizer step on the documents of the global batch: pack -> denominators -> learn."""
+    """One optimizer step on the documents of the global batch: pack -> denominators -> learn.
+
+    Raises:
+        StopRequested: on every rank, with gradients to discard.
+    """
     world = engine.world
     rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size)
     weighted, unweighted = world.sum_over_data(  # before the first backward
@@ -63,8 +48,7 @@ def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> di
     )
     learning_rate = engine.learning_rate
     local_loss, local_nll = 0.0, 0.0
-    for row in rows:
-        row = row.to(world.device)
+    for row in rows_until_stopped(engine, rows):
         logprobs, _ = engine.logprobs(row)
         loss = weighted_cross_entropy(logprobs, row, weighted)
         engine.backward(loss)
@@ -77,6 +61,7 @@ def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> di
         "loss_unweighted": global_nll / unweighted,
         "learning_rate": learning_rate,
         "grad_norm": outcome.grad_norm,
+        SKIPPED: float(not outcome.applied),
         "tokens": float(sum(len(document) for document in batch)),
         "loss_tokens": unweighted,
         "loss_weight": weighted,

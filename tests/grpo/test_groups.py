@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from falcon_h1r.config import Config, GRPOConfig, SourceConfig
+from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups, open_stream, score_groups, well_formed
 from falcon_h1r.grpo.loop import rollout_documents, rollout_metrics
@@ -56,7 +57,7 @@ def test_several_boxes_cost_what_the_config_says_and_are_counted(verifier) -> No
     problem = Problem("1/0", "question", "7")
     texts = ("<think>\\boxed{1} \\boxed{2}</think>\\boxed{7}", "<think>hm</think>\\boxed{8} or \\boxed{7}")
     rollouts = [Rollout(problem.uid, k, [5], [1], [-1.0], "stop", 0, text) for k, text in enumerate(texts)]
-    (group,) = score_groups([problem], rollouts, verifier, config)
+    (group,) = score_groups([problem], rollouts, verifier, config, Watch())
     assert group.rewards == [1.0, 0.75]
     metrics = rollout_metrics(GroupBatch(groups=[group], drawn=[group], num_rounds=1))
     assert metrics["several_boxes_share"] == 0.5

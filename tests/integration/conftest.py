@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ from falcon_h1r.entry import CONFIGS
 def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "sums.jsonl"
     rows = [{"question": f"{n} + 1 = ?", "answer": f"One more than {n}. #### {n + 1}"} for n in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def coins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers that are a matter of luck, so that groups have contrast."""
+    rng = random.Random(0)
+    rows = [{"question": f"Toss {n}", "answer": f"I toss it. #### {rng.randrange(2)}"} for n in range(32)]
+    path = tmp_path_factory.mktemp("data") / "coins.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

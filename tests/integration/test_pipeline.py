@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer, FalconH1ForCausalLM
 
 from falcon_h1r.config import Config
+from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.entry import CONFIGS
 from falcon_h1r.tracking import strip_times
@@ -36,14 +37,14 @@ SMALL = [
 ]
 
 
-def run_pipeline(folder: Path, overrides: list[str]) -> Path:
+def run_pipeline(folder: Path, overrides: list[str], watch: Watch | None = None) -> Path:
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", SMALL + overrides))
     assert isinstance(config, Config)
     config.run_dir = str(folder)
-    folder.mkdir()
-    pipeline(config, folder, World(0, 1, torch.device("cpu")))
+    folder.mkdir(exist_ok=config.resume)
+    pipeline(config, folder, World(0, 1, torch.device("cpu"), watch=watch or Watch()))
     return folder
 
 
@@ -114,3 +115,42 @@ def test_another_seed_is_another_run(run: Path, tmp_path: Path) -> None:
     other = run_pipeline(tmp_path / "other", ["seed=1"])
     assert (run / "curate/eval.jsonl").read_bytes() != (other / "curate/eval.jsonl").read_bytes()
     assert (run / "sft/metrics.jsonl").read_bytes() != (other / "sft/metrics.jsonl").read_bytes()
+
+
+class StopAfter(Watch):
+    """Hears of the stop after so many signs of life in a phase."""
+
+    def __init__(self, phase: str, count: int) -> None:
+        self.phases: list[str] = []
+        self._after = phase, count
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        self.phases.append(phase)
+
+    @property
+    def stop_requested(self) -> bool:
+        phase, count = self._after
+        return self.phases.count(phase) >= count
+
+
+def test_a_pipeline_stopped_in_every_stage_repeats_none_that_has_ended(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    # The fourth micro-batch is SFT's; only GRPO waits for verdicts so; the evaluation follows GRPO's publishing.
+    for count, (phase, beats) in enumerate([("training", 4), ("verifying", 2), ("publishing", 1)]):
+        with pytest.raises(StopRequested):
+            run_pipeline(folder, ["resume=true"], StopAfter(phase, beats))
+        assert [(folder / stage / "model").is_dir() for stage in ("sft", "grpo")] == [count > 0, count > 1]
+    ended = [folder / name for name in ("curate/summary.json", "base/model", "sft/model", "grpo/model")]
+    times = [path.stat().st_mtime_ns for path in ended]
+    for _ in range(2):  # the second time, everything has ended
+        run_pipeline(folder, ["resume=true"])
+        assert [path.stat().st_mtime_ns for path in ended] == times
+        for file in ("grpo/samples.jsonl", "evaluate/base/samples.jsonl", "evaluate/grpo/samples.jsonl"):
+            assert (run / file).read_bytes() == (folder / file).read_bytes()
+        for stage in ("sft", "grpo"):
+            first, second = (list(map(strip_times, rows(path / stage / "metrics.jsonl"))) for path in (run, folder))
+            assert first == second
+        summaries = [json.loads((path / "summary.json").read_text()) for path in (run, folder)]
+        assert summaries[0]["grpo"] == summaries[1]["grpo"]
+        assert summaries[0]["wall_seconds"].keys() == summaries[1]["wall_seconds"].keys()
+        assert summaries[1]["wall_seconds"]["sft"] > 0.1  # of the tries that trained

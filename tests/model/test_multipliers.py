@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import FalconH1Config
 
-from falcon_h1r import checkpoint as checkpoint_module
+from falcon_h1r.checkpoint import models as checkpoint_module
 from falcon_h1r.checkpoint import open_policy, publish_model
 from falcon_h1r.config import Config, ModelConfig
 from falcon_h1r.data.tokenisation import train_tokenizer

@@ -48,7 +48,12 @@ def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase
 
 
 def publish_random_base(config: Config, texts: list[str], folder: Path) -> Path:
-    """A random model of `model.architecture` with a tokenizer trained on `texts`, as a checkpoint like any other."""
+    """A random model of `model.architecture` with a tokenizer trained on `texts`, as a checkpoint like any other.
+
+    One that an earlier try of the run has left there is whole, and taken.
+    """
+    if folder.is_dir():
+        return folder
     tokenizer = train_tokenizer(texts, config.model.tokenizer_vocab_size)
     return publish_model(random_policy(config.model, tokenizer, config.seed), tokenizer, folder)
 
