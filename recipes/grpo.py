@@ -34,11 +34,11 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     Raises:
         StopRequested: on every rank, after a checkpoint; there is no model then.
     """
-    from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.checkpoint import open_policy, publish_policy
     from falcon_h1r.checkpoint.stored import open_newest
     from falcon_h1r.data.tokenisation import question_texts
     from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
-    from falcon_h1r.distributed.engine import TorchEngine
+    from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.grpo.groups import open_stream
     from falcon_h1r.grpo.loop import train_grpo
@@ -58,8 +58,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     )
     if world.is_main:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
-    engine = TorchEngine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world, config.engine)
-    engine.check_gradient_scale()
+    engine = open_engine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world, config.engine)
     stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots, watch=world.watch)
     with (
@@ -73,10 +72,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, {"stream": stream}, stored) as run:
             train_grpo(run, sampler, verifier, stream, config.grpo, config.seed)
     world.watch.beat("publishing")
-    if world.is_main:
-        publish_model(model, tokenizer, folder / "model")
-    world.barrier()
-    return folder / "model"
+    return publish_policy(engine, tokenizer, folder / "model")
 
 
 if __name__ == "__main__":

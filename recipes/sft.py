@@ -36,11 +36,11 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     Raises:
         StopRequested: on every rank, after a checkpoint; there is no model then.
     """
-    from falcon_h1r.checkpoint import open_policy, publish_model
+    from falcon_h1r.checkpoint import open_policy, publish_policy
     from falcon_h1r.checkpoint.stored import open_newest
     from falcon_h1r.data.tokenisation import conversation_texts, encode_traces
     from falcon_h1r.distributed.batch_scaling import describe_scaling, mean_batch_tokens, scaled_to_batch
-    from falcon_h1r.distributed.engine import TorchEngine
+    from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.model.multipliers import check_learning_rate
     from falcon_h1r.sft.loop import fit_documents, total_steps, train_sft
@@ -69,8 +69,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
     if world.is_main:
         print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
-    engine = TorchEngine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world, config.engine)
-    engine.check_gradient_scale()
+    engine = open_engine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world, config.engine)
     stored = open_newest(config, "sft", folder / CHECKPOINTS, world) if config.resume else None
     with (
         open_tracker(config, "sft", folder, world.is_main, run_name(config), stored) as tracker,
@@ -79,10 +78,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     ):
         train_sft(run, fitted.documents, config.sft, config.seed)
     world.watch.beat("publishing")
-    if world.is_main:
-        publish_model(model, tokenizer, folder / "model")
-    world.barrier()
-    return folder / "model"
+    return publish_policy(engine, tokenizer, folder / "model")
 
 
 if __name__ == "__main__":

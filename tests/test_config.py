@@ -242,8 +242,8 @@ def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: s
 
 
 def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one(refusal: Refusal) -> None:
-    message = refusal("grpo.rollout.name=vllm", "engine.zero_stage=2")
-    assert "engine.zero_stage=2" in message
+    message = refusal("grpo.rollout.name=vllm", "sft.conversations.multi_turn=true")
+    assert "sft.conversations.multi_turn=true" in message
     assert "grpo.rollout.name" not in message, "SFT draws no rollouts"
 
 

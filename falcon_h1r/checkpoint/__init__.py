@@ -5,6 +5,12 @@
 `stopping` lets all ranks leave a step together.
 """
 
-from falcon_h1r.checkpoint.models import check_training, open_policy, publish_model, publish_random_base
+from falcon_h1r.checkpoint.models import (
+    check_training,
+    open_policy,
+    publish_model,
+    publish_policy,
+    publish_random_base,
+)
 
-__all__ = ["check_training", "open_policy", "publish_model", "publish_random_base"]
+__all__ = ["check_training", "open_policy", "publish_model", "publish_policy", "publish_random_base"]

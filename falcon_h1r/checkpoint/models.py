@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,29 +18,69 @@ from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.kernels import choose_kernels
-from falcon_h1r.model.load import load_config, load_model, load_tokenizer, planned_config, random_policy
-from falcon_h1r.model.lora import add_adapters, has_adapters, merged_state
+from falcon_h1r.model.load import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    planned_config,
+    random_policy,
+    weightless_model,
+)
+from falcon_h1r.model.lora import add_adapters, has_adapters, is_adapter, merged_state
+from falcon_h1r.model.precision import compute_dtype, handed_over_dtype
 from falcon_h1r.model.sequence import check_degree
 from falcon_h1r.model.training_plan import plan_training
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
 
+    from falcon_h1r.distributed.engine import Engine
     from falcon_h1r.distributed.world import World
 
 
-def publish_model(model: FalconH1ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+def publish_policy(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Write the folder that a stage hands over, from an engine's weights; every rank has to call it.
+
+    Shards are consolidated weight by weight on rank 0's CPU, in the dtype that the model computes in (A_log, D and
+    dt_bias in float32 at least), and written there while the other ranks wait on the CPU's group.
+    """
+    world, dtype = engine.world, compute_dtype(engine.model)
+    weights = {}
+    for name, weight in engine.full_weights():
+        if world.is_main:
+            kept = weight.dtype if is_adapter(name) else handed_over_dtype(name, dtype)
+            weights[name] = weight.to("cpu", kept, copy=True)
+    if world.is_main:
+        publish_model(engine.model, tokenizer, folder, weights)
+    world.barrier()
+    return folder
+
+
+def publish_model(
+    model: FalconH1ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write the folder that a stage hands over: safetensors, config, tokenizer with template, generation config.
 
     It loads with plain `FalconH1ForCausalLM.from_pretrained(folder)`: adapters are merged into what is written, the
     model keeps them.
+
+    Args:
+        weights: the model's parameters by name, where it does not hold them itself as they are to be written.
     """
     beside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(beside, state_dict=merged_state(model) if has_adapters(model) else None)
+    if weights is None:
+        weights = dict(model.named_parameters())
+    written = weightless_model(model.config, compute_dtype(model))  # of plain modules: no adapters, no engine's hooks
+    written.generation_config = model.generation_config
+    written.save_pretrained(beside, state_dict=merged_state(model, weights) if has_adapters(model) else dict(weights))
     tokenizer.save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
@@ -89,9 +129,9 @@ def open_policy(
     )
     if world.is_main:
         print_inspection(results)
-    model = load_model(settings, world.device)
+    model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
     if world.is_main:
-        print(choose_kernels(world.device, model.dtype, shape.mamba_chunk_size).description)
+        print(choose_kernels(world.device, compute_dtype(model), shape.mamba_chunk_size).description)
     if optimizer is not None and settings.lora.rank:
         add_adapters(model, settings.lora, config.seed)
     return model, tokenizer

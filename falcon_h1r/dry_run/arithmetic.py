@@ -154,18 +154,17 @@ def training_bytes(config: Config, num_parameters: int, num_ranks: int, num_adap
 
     With adapters only their part is trained: 16 bytes each, for they are in float32.
 
-    The plain engine keeps all four in the model's dtype. DeepSpeed adds float32 master weights and keeps
-    the two moments in float32: 2 + 2 + 12 bytes in bfloat16. ZeRO 1 shards the optimizer's part, 2 gradients
-    too, 3 all.
+    All four are in float32 at least, whatever the forward computes in (falcon_h1r.model.precision). ZeRO 1 shards
+    the moments, beside a replica of the weights that it keeps for its own update, 2 gradients too, 3 all.
     """
     size, engine = DTYPE_BYTES[config.model.dtype], config.engine
     if num_adapter_parameters:
         shards = num_ranks if engine.zero_stage >= 3 else 1
         return size * num_parameters / shards + 4.0 * max(4, size) * num_adapter_parameters
-    if engine.name == "torch":
-        return 4.0 * size * num_parameters
-    divisors = [num_ranks if engine.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    parts = (size, size, 12 if size < 4 else 2 * size)
+    stage, size = engine.zero_stage if engine.name == "deepspeed" else 0, max(4, size)
+    divisors = [num_ranks if stage >= sharded_from else 1 for sharded_from in (3, 2, 1)]
+    own_copy = size if 1 <= stage < 3 else 0  # of the weights a rank updates
+    parts = (size, size, 2 * size + own_copy)
     return num_parameters * sum(part / divisor for part, divisor in zip(parts, divisors, strict=True))
 
 

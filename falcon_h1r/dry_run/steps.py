@@ -37,6 +37,7 @@ def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[s
     from falcon_h1r.data.tokenisation import conversation_texts, encode_traces, train_tokenizer
     from falcon_h1r.model.load import random_policy
     from falcon_h1r.model.lora import add_adapters
+    from falcon_h1r.model.precision import compute_in, trained_dtype
 
     traces = _traces(config)
     tokenizer = train_tokenizer(conversation_texts(traces, config.system_prompt), vocab_size=512)
@@ -44,6 +45,9 @@ def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[s
     model = random_policy(ModelConfig(architecture=architecture, dtype=config.model.dtype), tokenizer, config.seed)
     if config.model.lora.rank:
         add_adapters(model, config.model.lora, config.seed)
+    else:
+        compute_in(model, model.dtype)
+        model.to(trained_dtype(model.dtype))
     documents = encode_traces(tokenizer, traces, config.system_prompt)
     optimizer = config.grpo.optimizer if stage == "grpo" else config.sft.optimizer
     engine = _engine(model, optimizer, config.dry_run_steps)

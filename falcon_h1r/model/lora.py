@@ -9,7 +9,8 @@ Adapters are kept in float32 at least, so that a bfloat16 model can be trained w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -61,26 +62,25 @@ def has_adapters(model: FalconH1ForCausalLM) -> bool:
     return any(is_adapter(name) for name, _ in model.named_parameters())
 
 
-def merged_state(model: FalconH1ForCausalLM) -> dict[str, Tensor]:
+@torch.no_grad()
+def merged_state(model: FalconH1ForCausalLM, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state of the plain model that computes the same: W + alpha / rank * B A under W's own name.
 
     The model keeps its adapters and its weights. Sums are taken in the adapters' dtype and rounded once to W's; what
-    was summed is on the CPU, the rest shared with the model.
+    was summed is on the CPU, the rest shared with what was given.
+
+    Args:
+        weights: the model's parameters by name, where it does not hold them whole itself.
     """
+    weights = model.state_dict() if weights is None else weights
     state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if is_adapter(name):
             continue
         module_name, is_base, kind = name.rpartition(f".{BASE}.")
         if is_base and kind == "weight":
-            tensor = _merged_weight(model.get_submodule(module_name))
+            down, up = (weights[f"{module_name}.{part}.weight"] for part in (DOWN, UP))  # (rank, in), (out, rank)
+            scaling = model.get_submodule(module_name).scaling[ADAPTER]
+            tensor = (tensor.to(up.dtype) + scaling * (up @ down)).to(tensor.dtype).cpu()
         state[f"{module_name}.{kind}" if is_base else name] = tensor
     return state
-
-
-@torch.no_grad()
-def _merged_weight(adapted: Any) -> Tensor:
-    """Of one of peft's linear layers."""
-    weight = adapted.base_layer.weight
-    down, up = adapted.lora_A[ADAPTER].weight, adapted.lora_B[ADAPTER].weight  # (rank, in), (out, rank)
-    return (weight.to(up.dtype) + adapted.scaling[ADAPTER] * (up @ down)).to(weight.dtype).cpu()

@@ -130,7 +130,7 @@ def test_a_kill_between_the_last_step_and_the_model_costs_the_model_alone(
 ) -> None:
     sft(stage_config("sft", coins, tosser), tmp_path / "once", ALONE)
     with monkeypatch.context() as patch:
-        patch.setattr("falcon_h1r.checkpoint.publish_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("falcon_h1r.checkpoint.publish_policy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             sft(stage_config("sft", coins, tosser), tmp_path / "again", ALONE)
     assert not (tmp_path / "again" / "model").exists()
