@@ -383,7 +383,7 @@ class VerifierConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model, verifier: measured
+    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model, verifier, distributed: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
 

@@ -215,7 +215,7 @@ def _check_code_verifier(code: CodeVerifierConfig) -> None:
 
 
 def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier"))
+    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed"))
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
