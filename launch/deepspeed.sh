@@ -12,8 +12,8 @@
 # NPROC: processes, where there is no hostfile; by default one for each visible GPU, or 2 where there is none.
 # MASTER_ADDR, MASTER_PORT (29500; one node: a free one): where node 0 can be reached, the same on all nodes.
 #
-# This launcher does not hand SIGUSR1 on, and kills ranks 30 seconds after SIGTERM: where runs are stopped and
-# resumed (slurm), take torchrun. The engine is the recipe's own setting, engine.name=deepspeed, under any launcher.
+# SIGTERM and SIGUSR1 reach the ranks of this node, but not those that were started over ssh.
+# The engine is the recipe's own setting, engine.name=deepspeed, under any launcher.
 set -euo pipefail
 refuse() { echo "$1" >&2; exit 2; }
 [[ $# -ge 1 ]] || refuse "usage: [NPROC=N | HOSTFILE=FILE [NODE_RANK=R MASTER_ADDR=HOST]] $0 RECIPE.py [OVERRIDE...]"
@@ -50,4 +50,27 @@ if [[ -z $HOSTFILE ]]; then
 fi
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m deepspeed.launcher.runner "${options[@]}" "$@"
+command=("$PYTHON" -m deepspeed.launcher.runner "${options[@]}" "$@")
+[[ -z $HOSTFILE || -n $NODE_RANK ]] || exec "${command[@]}"  # over ssh
+
+# Told to stop, the launcher would leave its ranks behind, so they are told here: they are its child's children.
+# shellcheck disable=SC2317,SC2329  # the traps call it
+tell_ranks() {
+    "$PYTHON" - "$launcher" "$1" <<'END'
+import psutil, signal, sys
+ranks = [rank for node in psutil.Process(int(sys.argv[1])).children() for rank in node.children()]
+for rank in ranks:
+    rank.send_signal(signal.Signals[sys.argv[2]])
+END
+}
+trap 'tell_ranks SIGTERM' TERM
+trap 'tell_ranks SIGUSR1' USR1
+"${command[@]}" &
+launcher=$!
+status=0
+wait "$launcher" || status=$?
+while [[ $status -gt 128 ]] && kill -0 "$launcher" 2>/dev/null; do  # it was a trap that ended the wait
+    status=0
+    wait "$launcher" || status=$?
+done
+exit "$status"

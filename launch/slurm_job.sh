@@ -8,7 +8,7 @@
 #
 # CONTAINER: an image to run in. A .sif file is run by apptainer; any other name goes to pyxis (srun --container-image).
 # CONTAINER_MOUNTS: folders that the run reads or writes besides this one, as FOLDER:FOLDER,...
-# MASTER_ADDR: how the first node is reached, where its name in slurm does not do.
+# MASTER_ADDR, MASTER_PORT: where the first node is reached, if not at its name in slurm and a port by the job's number.
 # NPROC, PYTHON, STOP_SECONDS: see torchrun.sh.
 set -euo pipefail
 refuse() { echo "$1" >&2; exit 2; }
@@ -17,8 +17,10 @@ refuse() { echo "$1" >&2; exit 2; }
 [[ -n ${SLURM_JOB_ID:-} ]] || refuse "$0 is for slurm jobs: sbatch launch/slurm_node.sbatch $*"
 
 NNODES=$SLURM_JOB_NUM_NODES
-MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))  # below the ports that systems give out by themselves
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+MASTER_ADDR=${MASTER_ADDR:-${hosts[0]}}
+# Below the ports that systems give out by themselves.
+MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 export NNODES MASTER_ADDR MASTER_PORT
 
 # Ranks that are still saving are not killed because another node has finished; a node that is lost ends the rest.
@@ -36,11 +38,12 @@ esac
 warned=
 trap 'warned=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1  # scancel signals the ranks, not this shell
 srun "${options[@]}" "${command[@]}" &
+step=$!
 status=0
-wait $! || status=$?
-while [[ $status -gt 128 ]] && kill -0 $! 2>/dev/null; do  # it was the trap that ended the wait
+wait "$step" || status=$?
+while [[ $status -gt 128 ]] && kill -0 "$step" 2>/dev/null; do  # it was the trap that ended the wait
     status=0
-    wait $! || status=$?
+    wait "$step" || status=$?
 done
 [[ $status -ne 0 ]] || exit 0
 

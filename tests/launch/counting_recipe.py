@@ -1,6 +1,7 @@
 """Stands in for a recipe where only starting and stopping are tested: counts steps, saves, resumes, requeues.
 
     counting_recipe.py run_dir=FOLDER [resume=true] [steps=N] [step_seconds=S] [save_seconds=S]
+        [supervision.requeue=false]
 
 Like a recipe, it writes a line to metrics.jsonl for every step (rank 0), saves when SIGTERM or SIGUSR1 tells it to
 stop, and after SIGUSR1 has slurm put the job back into its queue. Every rank notes its signals in signals.rankN.
@@ -22,6 +23,7 @@ SETTINGS = {
     "steps": "3",
     "step_seconds": "0.1",
     "save_seconds": "0",
+    "supervision.requeue": "true",
     **dict(argument.split("=", 1) for argument in sys.argv[1:]),
 }
 RUN = Path(SETTINGS["run_dir"])
@@ -67,7 +69,8 @@ for expected in (signal.SIGTERM, signal.SIGUSR1):
 last = count_steps()
 if received:
     save(last)
-    if RANK == 0 and received[0] == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
+    asks = RANK == 0 and SETTINGS["supervision.requeue"] == "true" and "SLURM_JOB_ID" in os.environ
+    if asks and received[0] == "SIGUSR1":
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 else:
     (RUN / f"done.rank{RANK}").touch()
