@@ -47,8 +47,8 @@ while [[ $status -gt 128 ]] && kill -0 "$step" 2>/dev/null; do  # it was the tra
 done
 [[ $status -ne 0 ]] || exit 0
 
-# The ranks stopped because they had to. Whether they asked for the requeue themselves (supervision.requeue) or not,
-# as in a container without scontrol, it is due; so it is where preemption has a grace period that saving did not use up.
+# The ranks stopped because they had to. Whether they asked for the requeue themselves (supervision.requeue) or could
+# not, as in a container without scontrol, it is due; so it is after preemption whose grace period was not used up.
 if [[ -n $warned ]] || [[ $(scontrol show job "$SLURM_JOB_ID") =~ PreemptTime=[0-9] ]]; then
     scontrol requeue "$SLURM_JOB_ID" || true  # refused where it is back in the queue already
 fi
