@@ -36,7 +36,8 @@ case ${CONTAINER:-} in
 esac
 
 warned=
-trap 'warned=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1  # scancel signals the ranks, not this shell
+# scancel signals the ranks, not this shell.
+trap 'warned=yes; scancel --signal=USR1 "$SLURM_JOB_ID" || true' USR1
 srun "${options[@]}" "${command[@]}" &
 step=$!
 status=0
