@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-START_SECONDS = 60
+START_SECONDS = 120
 STOP_SECONDS = 20
 
 # `low` gives way to `high`, and a job that gave way goes back into the queue.

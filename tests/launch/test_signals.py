@@ -31,9 +31,9 @@ def test_every_rank_is_told_and_may_take_longer_than_30_seconds(
     with (tmp_path / "log").open("w") as log:
         started = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
-        wait_until(lambda: len(list(tmp_path.glob("started.rank*"))) == 2, 60, (tmp_path / "log").read_text)
+        wait_until(lambda: len(list(tmp_path.glob("started.rank*"))) == 2, 120, (tmp_path / "log").read_text)
         started.send_signal(told)
-        started.wait(90)
+        started.wait(150)
     finally:
         started.kill()
     assert [(tmp_path / f"signals.rank{rank}").read_text().split() for rank in range(2)] == [[told.name]] * 2

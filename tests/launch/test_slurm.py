@@ -19,7 +19,7 @@ LONG = ["steps=60", "step_seconds=0.5", "save_seconds=3"]
 ENDLESS = ["steps=100000", "step_seconds=0.5", "save_seconds=3"]
 BROKEN = ["steps=none"]
 RANKS = {"slurm_node": 2, "slurm_nodes": 4}  # two on a node
-WAIT_SECONDS = 120
+WAIT_SECONDS = 180
 
 pytestmark = [
     pytest.mark.slow,
