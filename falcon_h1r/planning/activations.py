@@ -90,14 +90,18 @@ def layer_kept(widths: Widths, layout: Layout) -> LayerKept:
 def _attention_kept(widths: Widths, layout: Layout) -> tuple[int, int]:
     """The branch with the normed input that it reads, and of it the outputs of attention itself."""
     tokens, size, degree = layout.rank_tokens, layout.size, layout.sequence_parallel
-    padded, reads = query_heads(widths.num_heads, widths.num_kv_heads, degree)
-    sums = tokens * padded * 4  # log-sum-exp, float32
-    output = tokens * padded * widths.head_dim * size
+    heads, reads = query_heads(widths.num_heads, widths.num_kv_heads, degree)
+    attended = int(tokens * (layout.padded_share or 1.0))  # tokens in the buckets
+    sums = attended * heads * 4  # log-sum-exp, float32
+    output = attended * heads * widths.head_dim * size
     raw = widths.query + widths.key  # q and k before their rotation
-    rotated = padded * widths.head_dim + 2 * len(reads) * widths.head_dim  # q, k and v as attention takes them
-    kept = tokens * (raw + rotated) * size + sums + output
-    if degree > 1 and not layout.lora_rank:
-        kept += tokens * widths.query * size  # o_proj's input, come back from the exchange
+    rotated = heads * widths.head_dim + 2 * len(reads) * widths.head_dim  # q, k and v as attention takes them
+    kept = tokens * raw * size + attended * rotated * size + sums + output
+    if layout.padded_share is not None:  # copying into buckets keeps what it copied
+        kept += tokens * (widths.query + 2 * widths.key) * size
+    is_moved = degree > 1 or layout.padded_share is not None  # o_proj reads outputs that came back
+    if is_moved and not layout.lora_rank:
+        kept += tokens * widths.query * size
     if not layout.lora_rank:
         kept += tokens * widths.hidden * size  # the normed input
     return kept, output + sums

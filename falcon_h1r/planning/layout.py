@@ -27,6 +27,7 @@ class Layout:
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
     backend: str = "cuda"  # whose kernels' working memory counts: cuda or cpu
+    padded_share: float | None = None  # bucketed attention: of the row, what buckets hold; None: read where it lies
 
     @property
     def rank_tokens(self) -> int:

@@ -20,8 +20,10 @@ import os
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from falcon_h1r.benchmark.cases import equal_lengths, mixed_lengths
 
 SHORT_ROW_TOKENS = 64
 MINIATURE = {"num_hidden_layers": 1, "vocab_size": 512}
@@ -36,7 +38,8 @@ class MeasuredRun:
     name: str
     architecture: dict[str, Any]
     row_tokens: int
-    num_documents: int = 1  # of equal length
+    num_documents: int = 1
+    mixed: bool = False  # documents of log-normal lengths, else of equal ones
     dtype: str = "float32"
     lora_rank: int = 0
     checkpointing: str = "none"
@@ -44,7 +47,11 @@ class MeasuredRun:
     num_ranks: int = 1
     engine: str = "torch"
     zero_stage: int = 0
-    device: str = "cpu"
+
+    @property
+    def document_lengths(self) -> tuple[int, ...]:
+        make = mixed_lengths if self.mixed else equal_lengths
+        return make(self.row_tokens, self.num_documents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Measured:
 
     peak_bytes: int  # beyond what was held before the model
     state_bytes: int  # the same after the last step: weights and optimizer states
-    facts: dict[str, float] = field(default_factory=dict)
+    device: str  # cpu or cuda
 
 
 class MeasurementFailed(RuntimeError):
@@ -134,7 +141,7 @@ def train_and_measure(run: MeasuredRun) -> Measured:
     torch.set_num_threads(1)
     world = World.start(run.sequence_parallel)
     miniature = {**run.architecture, **MINIATURE}
-    _train(replace(run, architecture=miniature, row_tokens=2 * SHORT_ROW_TOKENS, num_documents=1), world)
+    _train(replace(run, architecture=miniature, row_tokens=2 * SHORT_ROW_TOKENS, num_documents=1, mixed=False), world)
     before = PeakMemory(world.device)
     engine, rows = _prepare(run, world)
     peak = PeakMemory(world.device)
@@ -142,7 +149,7 @@ def train_and_measure(run: MeasuredRun) -> Measured:
     held = peak.peak_bytes - before.start_bytes
     state = resident_bytes(world.device) - before.start_bytes
     world.stop()
-    return Measured(held, state)
+    return Measured(held, state, world.device.type)
 
 
 def _train(run: MeasuredRun, world: Any) -> None:
@@ -154,7 +161,6 @@ def _prepare(run: MeasuredRun, world: Any) -> tuple[Any, list[Any]]:
     """The engine, and a short row beside the whole one."""
     import torch
 
-    from falcon_h1r.benchmark.cases import equal_lengths
     from falcon_h1r.benchmark.workloads import Setup, random_model, random_row
     from falcon_h1r.config import EngineConfig, LoRAConfig, OptimizerConfig
     from falcon_h1r.distributed.engine import TorchEngine
@@ -173,8 +179,7 @@ def _prepare(run: MeasuredRun, world: Any) -> tuple[Any, list[Any]]:
     )
     engine = TorchEngine(model, OptimizerConfig(), num_steps=10, world=world, engine=settings)
     vocabulary = run.architecture["vocab_size"]
-    lengths = equal_lengths(run.row_tokens, run.num_documents)
-    rows = [random_row(sizes, vocabulary, setup) for sizes in ((SHORT_ROW_TOKENS,), lengths)]
+    rows = [random_row(sizes, vocabulary, setup) for sizes in ((SHORT_ROW_TOKENS,), run.document_lengths)]
     return engine, rows
 
 

@@ -35,6 +35,7 @@ class Widths:
     states: int  # 2 G N: B and C of a token
     ssm_state: int  # M P N: the state of a sequence
     conv: int  # C = D + 2 G N
+    conv_kernel: int
     chunk: int  # Q, of the GPU's scan
     vocabulary: int  # V
     scaled_inputs: int  # copies of the normed input that projections keep: one, or two where multipliers differ
@@ -64,6 +65,7 @@ class Widths:
             states=2 * config.mamba_n_groups * config.mamba_d_state,
             ssm_state=inner * config.mamba_d_state,
             conv=conv_channels(config),
+            conv_kernel=config.mamba_d_conv,
             chunk=config.mamba_chunk_size,
             vocabulary=config.vocab_size,
             # With both multipliers the normed input itself is kept by nobody; with none or one, it is.
