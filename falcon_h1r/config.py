@@ -383,9 +383,13 @@ class VerifierConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model, verifier, distributed: measured
+    kind: str = "quickstart"  # quickstart: finished runs, pooled; model, verifier, distributed, plan: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
+
+    # Of plan: training steps whose peak memory is measured; name: fields of falcon_h1r.planning.measure.MeasuredRun.
+    # Of its also: max_seconds (of one of them), num_layers, vocab_size.
+    plan_runs: dict[str, Any] = field(default_factory=dict)
 
     # Of verifier, and of its also: repeats, max_seconds (of a call), memory_limit_gib, resume.
     pairs: list[str] = field(default_factory=list)  # JSONL files: id, prediction, gold, expected, kind
@@ -451,6 +455,7 @@ class PlanConfig:
     decode_utilisation: float = 0.45  # share of the memory's bandwidth that decoding reaches
     response_share: float = 0.5  # a mean rollout, of grpo.limits.response_tokens
     groups_drawn: float = 1.3  # for each group that is kept
+    margin: float = 0.1  # an estimate may be so far below what is needed: a layout fits with so much to spare
     num_layouts: int = 8  # shown
 
 

@@ -236,9 +236,15 @@ def _check_plan(plan: PlanConfig) -> None:
     for stage in plan.stages:
         _one_of("plan.stages", stage, ("sft", "grpo"))
     _one_of("plan.gpu.backend", plan.gpu.backend, ("cuda", "cpu"))
-    for name in ("utilisation", "overlap", "decode_utilisation", "response_share"):
+    for name in ("utilisation", "overlap", "decode_utilisation", "response_share", "margin"):
         _share(f"plan.{name}", getattr(plan, name))
-    rates = ("memory_gib", "flops_per_second", "float32_flops_per_second", "memory_bytes_per_second", "intra_node_bytes_per_second")
+    rates = (
+        "memory_gib",
+        "flops_per_second",
+        "float32_flops_per_second",
+        "memory_bytes_per_second",
+        "intra_node_bytes_per_second",
+    )
     for name in (*rates, "inter_node_bytes_per_second", "host_bytes_per_second"):
         if getattr(plan.gpu, name) <= 0:
             raise InputError(f"plan.gpu.{name}={getattr(plan.gpu, name)}: has to be above 0")

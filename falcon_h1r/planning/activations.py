@@ -67,23 +67,30 @@ def layer_kept(widths: Widths, layout: Layout) -> LayerKept:
         return 0 if frozen else bytes_of(width)
 
     attention, output = _attention_kept(widths, layout)
+
+    def cast(*shapes: tuple[int, int]) -> int:
+        """Narrow copies of float32 weights."""
+        return sum(rows * columns for rows, columns in shapes) * size if layout.casts_weights else 0
+
+    hidden, mlp = widths.hidden, widths.mlp
     gathered = (degree - 1) * widths.states  # B and C of the whole row stand on every rank
     steps = 3 * tokens * widths.num_ssm_heads * wide  # dt through its bias, softplus and limits
     conv_input = widths.inner + widths.states + gathered if degree > 1 else 0  # exchanged: beside the projection
     return LayerKept(
         input=bytes_of(widths.hidden),
-        attention=attention + adapters["attention"],
+        attention=attention + adapters["attention"] + cast((2 * widths.query + 2 * widths.key, hidden)),
         attention_output=output,
         mixer_projection=read_by_frozen((widths.scaled_inputs - 1) * widths.hidden)
         + bytes_of(widths.projection + conv_input)
-        + adapters["mixer"],
+        + adapters["mixer"]
+        + cast((widths.projection, hidden)),
         mixer_scan=bytes_of(widths.conv + gathered) + steps + scan_starts_bytes(widths, layout),
         mixer_output=bytes_of(widths.inner),
-        gated=read_by_frozen(widths.inner),
+        gated=read_by_frozen(widths.inner) + cast((widths.inner, hidden)),
         middle=bytes_of(widths.hidden),
-        mlp_input=read_by_frozen(widths.hidden) + adapters["mlp"],
+        mlp_input=read_by_frozen(widths.hidden) + adapters["mlp"] + cast((2 * mlp, hidden)),
         gates=bytes_of(2 * widths.mlp),
-        activated=read_by_frozen(widths.mlp) + adapters["down"],
+        activated=read_by_frozen(widths.mlp) + adapters["down"] + cast((mlp, hidden)),
     )
 
 

@@ -49,6 +49,16 @@ class Layout:
         """Bytes of a number where float32 is the least."""
         return max(4, self.size)
 
+    @property
+    def weight_size(self) -> int:
+        """Bytes that a weight is kept in: those that are trained in float32 at least, frozen ones as they compute."""
+        return self.size if self.lora_rank else self.wide
+
+    @property
+    def casts_weights(self) -> bool:
+        """Whether the forward makes narrow copies of the weights, which the backward needs again."""
+        return self.size < self.weight_size
+
     def describe(self) -> str:
         """`ZeRO 2, sequence 2, checkpointing selective`."""
         zero = f"ZeRO {self.zero_stage}" if self.engine == "deepspeed" else "replicas"

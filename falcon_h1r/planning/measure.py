@@ -24,6 +24,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from falcon_h1r.benchmark.cases import equal_lengths, mixed_lengths
+from falcon_h1r.planning.layout import Layout
+from falcon_h1r.planning.memory import MemoryEstimate, estimate_memory
+from falcon_h1r.planning.shape import Widths, count_parameters
 
 SHORT_ROW_TOKENS = 64
 MINIATURE = {"num_hidden_layers": 1, "vocab_size": 512}
@@ -47,6 +50,7 @@ class MeasuredRun:
     num_ranks: int = 1
     engine: str = "torch"
     zero_stage: int = 0
+    optimizer_offload: bool = False
 
     @property
     def document_lengths(self) -> tuple[int, ...]:
@@ -96,7 +100,7 @@ def _start(run: MeasuredRun, rank: int, port: int) -> subprocess.Popen[str]:
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         environment.pop(name, None)
-    if run.num_ranks > 1 or run.engine == "deepspeed":
+    if run.num_ranks > 1:
         environment |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -163,21 +167,26 @@ def _prepare(run: MeasuredRun, world: Any) -> tuple[Any, list[Any]]:
 
     from falcon_h1r.benchmark.workloads import Setup, random_model, random_row
     from falcon_h1r.config import EngineConfig, LoRAConfig, OptimizerConfig
-    from falcon_h1r.distributed.engine import TorchEngine
+    from falcon_h1r.distributed.engines import open_engine
+    from falcon_h1r.model.load import DTYPES
     from falcon_h1r.model.lora import add_adapters
+    from falcon_h1r.model.precision import compute_in
 
-    setup = Setup(run.architecture, run.dtype, world.device.type, None, 1, seed=0)
+    kept = run.dtype if run.lora_rank or run.dtype == "float64" else "float32"  # trained weights are float32
+    setup = Setup(run.architecture, kept, world.device.type, None, 1, seed=0)
     torch.manual_seed(0)
     model = random_model(setup.shape(), setup)
+    compute_in(model, DTYPES[run.dtype])
     if run.lora_rank:
         add_adapters(model, LoRAConfig(rank=run.lora_rank), seed=0)
     settings = EngineConfig(
         name=run.engine,
         zero_stage=run.zero_stage,
+        optimizer_offload=run.optimizer_offload,
         sequence_parallel=run.sequence_parallel,
         activation_checkpointing=run.checkpointing,
     )
-    engine = TorchEngine(model, OptimizerConfig(), num_steps=10, world=world, engine=settings)
+    engine = open_engine(model, OptimizerConfig(), num_steps=10, world=world, engine=settings)
     vocabulary = run.architecture["vocab_size"]
     rows = [random_row(sizes, vocabulary, setup) for sizes in ((SHORT_ROW_TOKENS,), run.document_lengths)]
     return engine, rows
@@ -191,6 +200,44 @@ def _train_steps(engine: Any, rows: list[Any]) -> None:
         for row in step:
             engine.backward(engine_loss(engine, row))
         engine.step()
+
+
+# -----------------------------------------------------------------------------
+# What the plan says of it
+
+
+def predicted(run: MeasuredRun, backend: str) -> MemoryEstimate:
+    """The plan's peak for a measured run."""
+    from falcon_h1r.benchmark.workloads import Setup
+    from falcon_h1r.config import LoRAConfig
+
+    config = Setup(run.architecture, run.dtype, backend, None, 1, seed=0).shape()
+    lora = LoRAConfig(rank=run.lora_rank)
+    layout = Layout(
+        num_gpus=run.num_ranks,
+        row_tokens=run.row_tokens,
+        dtype=run.dtype,
+        engine=run.engine,
+        zero_stage=run.zero_stage,
+        optimizer_offload=run.optimizer_offload,
+        sequence_parallel=run.sequence_parallel,
+        checkpointing=run.checkpointing,
+        lora_rank=run.lora_rank,
+        lora_targets=tuple(lora.target_modules) if run.lora_rank else (),
+        backend=backend,
+        padded_share=padded_share(run.document_lengths) if backend == "cpu" else None,
+    )
+    return estimate_memory(Widths.of(config), count_parameters(config, lora), layout)
+
+
+def padded_share(lengths: tuple[int, ...]) -> float | None:
+    """Of a row, what the buckets of attention on a CPU hold (`Row.from_batch`); None where documents lie in place."""
+    if len(set(lengths)) == 1:
+        return None
+    buckets: dict[int, list[int]] = {}
+    for length in lengths:
+        buckets.setdefault((length - 1).bit_length(), []).append(length)
+    return sum(len(bucket) * max(bucket) for bucket in buckets.values()) / sum(lengths)
 
 
 if __name__ == "__main__":

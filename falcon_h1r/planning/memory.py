@@ -15,7 +15,7 @@ from falcon_h1r.planning.activations import LayerKept, kept_between, layer_kept
 from falcon_h1r.planning.layout import Layout
 from falcon_h1r.planning.shape import Parameters, Widths
 from falcon_h1r.planning.state_bytes import StateBytes, state_bytes
-from falcon_h1r.planning.working_memory import Working, working_memory
+from falcon_h1r.planning.working_memory import Working, standing_bytes, working_memory
 
 ROW_NUMBERS = 8  # int64 of every token: ids, positions, documents, slots, targets, indices
 
@@ -54,13 +54,10 @@ class MemoryEstimate:
 def estimate_memory(widths: Widths, parameters: Parameters, layout: Layout) -> MemoryEstimate:
     """Of a training step on a whole row."""
     state = state_bytes(parameters, layout)
+    made = _moments(widths, parameters, layout)
     moments = {
-        name: _parts(state, layout, widths, activations, working, logits)
-        for name, (activations, working, logits) in _moments(widths, parameters, layout).items()
+        name: _parts(state, layout, widths, moment) for name, moment in made.items() if moment.phase in state.phases
     }
-    moments["update"] = MemoryParts(
-        state.weights, state.gradients, state.optimizer, 0, state.update, 0, state.buckets
-    )
     moment = max(moments, key=lambda name: moments[name].total)
     host = state.host
     if layout.activation_offload and layout.backend == "cuda":
@@ -68,16 +65,29 @@ def estimate_memory(widths: Widths, parameters: Parameters, layout: Layout) -> M
     return MemoryEstimate(moment, moments[moment], {name: parts.total for name, parts in moments.items()}, host)
 
 
-def _parts(
-    state: StateBytes, layout: Layout, widths: Widths, activations: int, working: int, logits: int
-) -> MemoryParts:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a moment adds to the state of its phase."""
+
+    phase: str
+    activations: int = 0
+    working: int = 0
+    logits: int = 0
+
+
+def _parts(state: StateBytes, layout: Layout, widths: Widths, moment: Moment) -> MemoryParts:
+    phase = state.phases[moment.phase]
     rotation = layout.rank_tokens * widths.head_dim * layout.wide  # cos and sin of half the width each
-    row = ROW_NUMBERS * 8 * layout.row_tokens + rotation
-    buffers = state.gathered + state.buckets + row
-    return MemoryParts(state.weights, state.gradients, state.optimizer, activations, working, logits, buffers)
-
-
-Moment = tuple[int, int, int]  # activations, working memory, logits
+    row = ROW_NUMBERS * 8 * layout.row_tokens + rotation if moment.phase != "update" else 0
+    return MemoryParts(
+        weights=state.weights,
+        gradients=phase.gradients,
+        optimizer=state.optimizer,
+        activations=moment.activations,
+        working=moment.working + phase.working,
+        logits=moment.logits,
+        buffers=phase.buffers + row + standing_bytes(layout),
+    )
 
 
 def _moments(widths: Widths, parameters: Parameters, layout: Layout) -> dict[str, Moment]:
@@ -88,20 +98,35 @@ def _moments(widths: Widths, parameters: Parameters, layout: Layout) -> dict[str
     hidden = kept.input  # (t, E)
     whole = before + kept.total  # this layer's, kept or just recomputed
     recomputed = kept.total - between if layout.checkpointing != "none" else 0
-    moments = {"loss": _loss_moment(widths, parameters, layout, working, widths.num_layers * between)}
+    moments = {"update": Moment("update")}
+    moments |= _head_moments(widths, parameters, layout, working, widths.num_layers * between)
     for name, (released, made) in _layer_moments(widths, layout, kept, working, parameters).items():
         # What has been recomputed is working memory; what has been let go of was this layer's.
-        moments[name] = (whole - recomputed, recomputed - released + hidden + made, 0)
+        moments[name] = Moment("layers", whole - recomputed, recomputed - released + hidden + made)
     return moments
 
 
-def _loss_moment(widths: Widths, parameters: Parameters, layout: Layout, working: Working, activations: int) -> Moment:
-    """Hidden states before and after the last norm and their gradient, the head's new gradient, tiles of logits."""
-    tokens, size, wide = layout.rank_tokens, layout.size, layout.wide
-    hidden = tokens * widths.hidden
-    head = 0 if parameters.adapters else widths.vocabulary * widths.hidden * size
+def _head_moments(
+    widths: Widths, parameters: Parameters, layout: Layout, working: Working, activations: int
+) -> dict[str, Moment]:
+    """Of the two ends: the loss with the head, and the embedding.
+
+    In the loss's backward stand hidden states before and after the last norm and their gradient, the head's gradient,
+    tiles of logits, and where the head is cast its narrow copy; then the head's gradient is made wide. The embedding's
+    backward comes last, when no layer keeps anything: a gradient of all of the vocabulary, beside those of the tokens.
+    """
+    size, wide = layout.size, layout.wide
+    hidden = layout.rank_tokens * widths.hidden
+    vocabulary = widths.vocabulary * widths.hidden
+    trained = 0 if parameters.adapters else vocabulary
+    cast = vocabulary * size if layout.casts_weights else 0
     narrowed = hidden * size if size < wide else 0
-    return activations + 2 * hidden * size, hidden * wide + narrowed, head + working.logits
+    logits = trained * size + cast + working.logits
+    moments = {"loss": Moment("loss", activations + 2 * hidden * size, hidden * wide + narrowed, logits)}
+    if cast:
+        moments["head"] = Moment("loss", activations + hidden * size, narrowed, trained * (size + wide))
+    moments["embedding"] = Moment("end", 0, 2 * hidden * wide, trained * wide)
+    return moments
 
 
 def _layer_moments(
@@ -118,7 +143,9 @@ def _layer_moments(
 
     hidden = bytes_of(widths.hidden)
     scaled = hidden if widths.scaled_mlp_output else 0
-    weight = 0 if parameters.adapters else widths.mlp * widths.hidden * size  # the gradient of the widest weight
+    # The gradient of the widest weight, and where it is cast the wide one made of it, once its input has been let go.
+    widest = 0 if parameters.adapters else widths.mlp * widths.hidden
+    weight = max(widest * size, widest * (size + wide) - kept.activated) if layout.casts_weights else widest * size
     adapted = bytes_of(widths.mlp) if "down_proj" in layout.lora_targets and size < wide else 0
     adapted *= wide // size  # the gradient of an adapter's float32 input, before it is narrowed
     mlp = kept.gates + kept.activated

@@ -16,9 +16,7 @@ NUM_SPLITS = 5
 TITLES = {"sft": "cold start (SFT)", "grpo": "GRPO, training"}
 
 
-def render_plan(
-    config: Config, subject: Subject, num_gpus: int, sft: StagePlan | None, grpo: GRPOPlan | None
-) -> str:
+def render_plan(config: Config, subject: Subject, num_gpus: int, sft: StagePlan | None, grpo: GRPOPlan | None) -> str:
     """All of it."""
     lines = [*_header(config, subject, num_gpus)]
     if sft is not None:
@@ -66,7 +64,8 @@ def _header(config: Config, subject: Subject, num_gpus: int) -> Iterator[str]:
     gpu, parameters = config.plan.gpu, subject.parameters
     trained = f", {parameters.adapters:,} trained in adapters" if parameters.adapters else ""
     yield f"plan of {config.name}: {num_gpus} x {gpu.name}, {gpu.dollars_per_hour:g} $ an hour each"
-    yield f"  tensors may take {usable_bytes(config.plan) / GIB:.1f} of {gpu.memory_gib:g} GiB"
+    reserved = f"{gpu.reserved_gib:g} are not for tensors, and an estimate may be {config.plan.margin:.0%} too low"
+    yield f"  a layout fits up to {usable_bytes(config.plan) / GIB:.1f} of {gpu.memory_gib:g} GiB: {reserved}"
     yield f"  model: {parameters.total:,} parameters in {config.model.dtype}{trained}"
 
 
@@ -74,8 +73,8 @@ def _stage_lines(stage: StagePlan, plan: PlanConfig) -> Iterator[str]:
     work, chosen = stage.work, best(stage.found)
     row = stage.asked.layout.row_tokens
     yield ""
-    yield f"{TITLES[stage.stage]}: {work.tokens / 1e6:.2f}M tokens a step in rows of {row:,}, documents of "
-    yield f"  {work.document_tokens:,.0f} tokens on average"
+    mean = f"documents of {work.document_tokens:,.0f} on average"
+    yield f"{TITLES[stage.stage]}: {work.tokens / 1e6:.2f}M tokens a step in rows of {row:,}, {mean}"
     yield f"  asked for: {stage.asked.layout.describe()}: {_verdict(stage.asked, plan)}"
     if chosen is None:
         yield f"  {stage.advice}"
@@ -143,7 +142,9 @@ def _duration_lines(stage: StagePlan, plan: PlanConfig) -> Iterator[str]:
         time, tokens = planned.time, stage.work.tokens
         parts = {part.name: getattr(time, part.name) for part in fields(time)}
         shown = ", ".join(
-            f"{key} {value:.2f}" for key, value in parts.items() if key not in ("micro_batches", "model_flops") and value
+            f"{key} {value:.2f}"
+            for key, value in parts.items()
+            if key not in ("micro_batches", "model_flops") and value
         )
         yield f"  {name}: {tokens / time.seconds:,.0f} tokens/s, a step {time.seconds:.1f} s ({shown})"
         if stage.stage == "sft":
@@ -208,7 +209,7 @@ def _assumptions(plan: PlanConfig) -> Iterator[str]:
         f"{plan.overlap:g}, decode_utilisation {plan.decode_utilisation:g} of "
         f"{plan.gpu.memory_bytes_per_second / 1e12:g} TB/s,"
     )
-    yield f"  a mean response {plan.response_share:g} of its limit, {plan.groups_drawn:g} groups drawn for each one kept"
+    yield f"  a mean response {plan.response_share:g} of its limit, {plan.groups_drawn:g} groups drawn for each kept"
     if plan.gpu.backend == "cuda":
         yield "  the working memory of GPU kernels is read off their code, not measured (docs/plan.md)"
 
@@ -248,7 +249,9 @@ def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     for line in lines:
         cells = [
-            cell.ljust(width) if index == 0 or any(word[:1].isalpha() for word in _column(rows, index)) else cell.rjust(width)
+            cell.ljust(width)
+            if index == 0 or any(word[:1].isalpha() for word in _column(rows, index))
+            else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         yield ("    " + "  ".join(cells)).rstrip()

@@ -57,8 +57,8 @@ def judge(subject: Subject, layout: Layout, work: Workload, plan: PlanConfig) ->
 
 
 def usable_bytes(plan: PlanConfig) -> float:
-    """Of a GPU, by tensors."""
-    return (plan.gpu.memory_gib - plan.gpu.reserved_gib) * GIB
+    """Of a GPU, by tensors as they are estimated: with the margin to spare."""
+    return (plan.gpu.memory_gib - plan.gpu.reserved_gib) / (1 + plan.margin) * GIB
 
 
 def search(subject: Subject, asked: Layout, work: Workload, plan: PlanConfig) -> list[Planned]:
@@ -69,9 +69,8 @@ def search(subject: Subject, asked: Layout, work: Workload, plan: PlanConfig) ->
 
 def layouts(subject: Subject, asked: Layout, plan: PlanConfig, work: Workload) -> Iterator[Layout]:
     """The settings of the engine section that could be asked for instead, each combination once."""
-    engines = [("deepspeed", stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
-    if asked.dtype != "bfloat16" or asked.lora_rank:
-        engines.insert(0, ("torch", 0, False))  # replicas; a bfloat16 model needs master weights beside it
+    sharded = [("deepspeed", stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
+    engines = [("torch", 0, False), *(sharded if asked.num_gpus > 1 or asked.backend == "cuda" else [])]
     for degree in degrees(subject, asked, plan):
         if work.tokens / work.document_tokens < asked.num_gpus // degree:
             continue  # fewer documents than data ranks: some would never learn

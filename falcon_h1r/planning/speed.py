@@ -14,10 +14,11 @@ A ring over N ranks moves (N - 1) / N of the data past each of them; the slowest
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from falcon_h1r.benchmark.flops import BACKWARD_TO_FORWARD, ForwardFlops, forward_flops
+from falcon_h1r.model.sequence import query_heads
 from falcon_h1r.planning.layout import Layout
 from falcon_h1r.planning.shape import Parameters, Widths
 from falcon_h1r.planning.state_bytes import precision_of
@@ -70,7 +71,9 @@ def step_time(
     micro_batches = max(1, math.ceil(work.tokens / layout.data_ranks / layout.row_tokens))
     forward = forward_flops(config, [round(work.document_tokens)])
     rate = (gpu.flops_per_second if layout.size < 4 else gpu.float32_flops_per_second) * plan.utilisation
-    executed = _executed_flops(forward, layout) / round(work.document_tokens)
+    heads, _ = query_heads(widths.num_heads, widths.num_kv_heads, layout.sequence_parallel)
+    attention = forward.attention * heads // widths.num_heads  # idle heads of a padded exchange work too
+    executed = _executed_flops(replace(forward, attention=attention), layout) / round(work.document_tokens)
     arithmetic = per_rank * executed / rate
     once, with_rows = _sharding_seconds(parameters, layout, micro_batches, gpu)
     hidden = min(with_rows * plan.overlap, arithmetic)
@@ -119,16 +122,16 @@ def _sharding_seconds(
     across = ranks > gpu.gpus_per_node
     bandwidth = gpu.inter_node_bytes_per_second if across else gpu.intra_node_bytes_per_second
     ring = (ranks - 1) / ranks / bandwidth
-    size = layout.wide if parameters.adapters else precision_of(layout).gradient
-    reduced = parameters.trained * size * ring  # a reduce-scatter; an all-reduce is two
-    gathered = parameters.trained * size * ring
+    precision = precision_of(layout)
+    reduced = parameters.trained * precision.gradient * ring  # a reduce-scatter; an all-reduce is two
+    gathered = parameters.trained * precision.weight * ring
     if stage == 0:
         return 2 * reduced, 0.0
     if stage == 1:
         return reduced + gathered, 0.0
     if stage == 2:
         return gathered, micro_batches * reduced
-    whole = parameters.total * layout.size * ring
+    whole = parameters.total * layout.weight_size * ring
     return 0.0, micro_batches * (reduced + 2 * whole)
 
 
