@@ -152,10 +152,12 @@ def _duration_lines(stage: StagePlan, plan: PlanConfig) -> Iterator[str]:
 
 
 def _counts_lines(stage: StagePlan, subject: Subject, plan: PlanConfig) -> Iterator[str]:
-    """The cheapest layout of fewer GPUs."""
-    rows, number = [], 1
-    asked = stage.asked.layout
-    while number <= asked.num_gpus:
+    """The cheapest layout of these and of fewer GPUs."""
+    rows, asked = [], stage.asked.layout
+    if asked.num_gpus == 1:
+        return
+    powers = (2**power for power in range(asked.num_gpus.bit_length()))
+    for number in sorted({*(power for power in powers if power < asked.num_gpus), asked.num_gpus}):
         layout = replace(asked, num_gpus=number)
         chosen = best(search(subject, layout, stage.work, plan))
         if chosen is None:
@@ -164,9 +166,8 @@ def _counts_lines(stage: StagePlan, subject: Subject, plan: PlanConfig) -> Itera
             days = _days(stage.num_steps, chosen.time.seconds)
             cost = _dollars(stage.num_steps, chosen.time.seconds, number, plan)
             rows.append([str(number), chosen.layout.describe(), days, cost])
-        number *= 2
     yield ""
-    yield "  on fewer GPUs, the cheapest that fits:"
+    yield "  by number of GPUs, the cheapest that fits:"
     yield from _columns(["GPUs", "layout", "days", "$"], rows)
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from falcon_h1r.benchmark.flops import attention_head_dim, conv_channels, inner_channels
+from falcon_h1r.model.precision import FULL_PRECISION
 
 if TYPE_CHECKING:
     from transformers import FalconH1Config
 
     from falcon_h1r.config import LoRAConfig
-
-FULL_PRECISION = ("A_log", "D", "dt_bias")  # float32 at least, whatever the rest is in
 
 
 @dataclass(frozen=True, slots=True)
