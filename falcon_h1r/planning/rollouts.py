@@ -93,7 +93,10 @@ def rollout_phase(
     slots = min(grpo.rollout.max_slots, fitting, math.ceil(rollouts / num_gpus))
     if slots < 1:
         return None
-    weight_bytes = parameters.total * DTYPE_BYTES[dtype]
+    size = DTYPE_BYTES[dtype]
+    if grpo.rollout.name == "torch" and not parameters.adapters and size < 4:
+        size = 4 + 2 * size  # the trained weights themselves, cast as they are used: read, written and read again
+    weight_bytes = parameters.total * size
     rate = decode_rate(sequence, weight_bytes, slots, mean_tokens, plan)
     all_tokens = rollouts * response_tokens / num_gpus / rate.tokens_per_second
     longest = grpo.limits.response_tokens * rate.seconds_per_token

@@ -69,7 +69,8 @@ def search(subject: Subject, asked: Layout, work: Workload, plan: PlanConfig) ->
 
 def layouts(subject: Subject, asked: Layout, plan: PlanConfig, work: Workload) -> Iterator[Layout]:
     """The settings of the engine section that could be asked for instead, each combination once."""
-    sharded = [("deepspeed", stage, offload) for stage in (1, 2, 3) for offload in (False, True)]
+    offloads = (False, True) if asked.backend == "cuda" else (False,)  # a CPU has nowhere to move its optimizer
+    sharded = [("deepspeed", stage, offload) for stage in (1, 2, 3) for offload in offloads]
     engines = [("torch", 0, False), *(sharded if asked.num_gpus > 1 or asked.backend == "cuda" else [])]
     for degree in degrees(subject, asked, plan):
         if work.tokens / work.document_tokens < asked.num_gpus // degree:
