@@ -15,6 +15,7 @@ from falcon_h1r.config import (
     CodeVerifierConfig,
     Config,
     CurateConfig,
+    DoctorConfig,
     GRPOConfig,
     LimitsConfig,
     LoRAConfig,
@@ -25,6 +26,10 @@ from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
 CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
+DOCTOR_CHECKS = (
+    *("versions", "host", "checkpoint", "file system", "verifier"),
+    *("kernels", "collectives", "engine", "sampler", "resume"),
+)
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
     "conv1d": "the convolution, which reads this module's weight,",
@@ -89,6 +94,7 @@ def check_config(config: Config) -> None:
         _at_least(key, number, 1)
     _check_grpo(config.grpo)
     _check_benchmark(config.benchmark)
+    _check_doctor(config.doctor)
 
 
 def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
@@ -228,6 +234,18 @@ def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
             _at_least(f"benchmark.{key}", number, 1 if key == "train_row_documents" else 2)
     for length in benchmark.row_lengths:
         _at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
+
+
+def _check_doctor(doctor: DoctorConfig) -> None:
+    for name in doctor.only:
+        _one_of("doctor.only", name, DOCTOR_CHECKS)
+    _at_least("doctor.seconds", doctor.seconds, 1.0)
+    _at_least("doctor.file_mib", doctor.file_mib, 4)  # written in blocks of so many
+    _at_least("doctor.least_bus_gigabytes_per_second", doctor.least_bus_gigabytes_per_second, 0.0)
+    for size in doctor.collective_mib:
+        _at_least("doctor.collective_mib", size, 1 / 1024)
+    if not doctor.collective_mib:
+        raise InputError("doctor.collective_mib: empty, so that nothing would be measured")
 
 
 def _counts(config: Config) -> list[tuple[str, float]]:

@@ -1,0 +1,154 @@
+"""The collectives of the engine's device group: right results, and bus bandwidth at a few sizes.
+
+Bus bandwidth, as nccl-tests define it, of n ranks for a buffer of S bytes (the whole one: what all-gather leaves on a
+rank, and what reduce-scatter takes from it), done in t seconds:
+
+    all-reduce                                S / t * 2 (n - 1) / n
+    all-gather, reduce-scatter, all-to-all    S / t * (n - 1) / n
+
+It does not depend on n where the network is the limit, so that it can be held against the hardware's figure.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from falcon_h1r.distributed.world import World
+from falcon_h1r.doctor.examination import Examination
+from falcon_h1r.doctor.finding import FAILED, OK, SKIPPED, WARN, Finding, graded
+
+REPEATS = 5
+LATENCY_REPEATS = 20
+SLOW_MEETING_SECONDS = 0.1
+SLOW_RANK = 1.5  # times the fastest
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One kind: how to run it, and what has to come out of it."""
+
+    name: str
+    bus_factor: Callable[[int], float]
+    run: Callable[[Tensor, Tensor], object]  # (sent, received)
+    # (rank, size, chunk) -> what a rank sends and what it has to receive, each (size, chunk) or (chunk)
+    case: Callable[[int, int, int], tuple[Tensor, Tensor]]
+
+
+def _marks(rank: int, size: int, chunk: int) -> Tensor:
+    """Small whole numbers, so that sums are exact: entry j of rank r is 10 r + j, over its chunk."""
+    return (10.0 * rank + torch.arange(size).float())[:, None].expand(size, chunk).contiguous()
+
+
+def _all_reduce(sent: Tensor, received: Tensor) -> None:
+    received.copy_(sent)
+    dist.all_reduce(received)
+
+
+def _sums(size: int, chunk: int) -> Tensor:
+    return torch.stack([_marks(rank, size, chunk) for rank in range(size)]).sum(0)
+
+
+def _rotated(rank: int, size: int, chunk: int) -> Tensor:
+    return torch.stack([_marks(other, size, chunk)[rank] for other in range(size)])
+
+
+def _share(n: int) -> float:
+    return (n - 1) / n
+
+
+COLLECTIVES = (
+    Collective("all-reduce", lambda n: 2 * _share(n), _all_reduce, lambda r, n, c: (_marks(r, n, c), _sums(n, c))),
+    Collective(
+        "all-gather",
+        _share,
+        lambda sent, received: dist.all_gather_into_tensor(received.view(-1), sent),
+        lambda r, n, c: (_marks(r, n, c)[0].contiguous(), torch.stack([_marks(i, n, c)[0] for i in range(n)])),
+    ),
+    Collective(
+        "reduce-scatter",
+        _share,
+        lambda sent, received: dist.reduce_scatter_tensor(received, sent.view(-1)),
+        lambda r, n, c: (_marks(r, n, c), _sums(n, c)[r].contiguous()),
+    ),
+    Collective(
+        "all-to-all",
+        _share,
+        lambda sent, received: dist.all_to_all_single(received, sent),
+        lambda r, n, c: (_marks(r, n, c), _rotated(r, n, c)),
+    ),
+)
+
+
+def check_collectives(examination: Examination) -> list[Finding]:
+    """Each kind at each size, ascending, for as long as a share of the deadline lasts."""
+    world, settings = examination.world, examination.config.doctor
+    if world.size == 1:
+        return [Finding("collectives", SKIPPED, "one rank", "start as many ranks as the run will have")]
+    budget = settings.seconds / 2
+    return [check_latency(world), *(_examine(each, examination, budget / len(COLLECTIVES)) for each in COLLECTIVES)]
+
+
+def check_latency(world: World) -> Finding:
+    """A meeting of the CPU's group, of which a step has a few."""
+    times = []
+    for _ in range(LATENCY_REPEATS):
+        started = time.perf_counter()
+        world.sum([1.0])
+        times.append(time.perf_counter() - started)
+    seconds = max(world.gather(statistics.median(times)))
+    advice = "gloo meets over a slow network: set GLOO_SOCKET_IFNAME to the fast interface"
+    measured = f"{seconds * 1e3:.2f} ms a meeting (median, of the slowest rank)"
+    return graded("CPU group", WARN if seconds > SLOW_MEETING_SECONDS else OK, measured, advice)
+
+
+def _examine(collective: Collective, examination: Examination, budget_seconds: float) -> Finding:
+    world, settings = examination.world, examination.config.doctor
+    started, shown, slowest = time.perf_counter(), [], ""
+    gigabytes = 0.0
+    for mib in sorted(settings.collective_mib):
+        is_right, seconds = measure(collective, mib, world)
+        if wrong := [rank for rank, right in enumerate(world.gather(is_right)) if not right]:
+            advice = "do not train: look for a faulty link or NCCL build; NCCL_DEBUG=INFO, NCCL_P2P_DISABLE=1 to compare"
+            return Finding(collective.name, FAILED, f"wrong result at {mib:g} MiB on ranks {wrong}", advice)
+        by_rank = world.gather(seconds)
+        longest = max(by_rank)
+        gigabytes = _buffer_bytes(mib, world.size) * collective.bus_factor(world.size) / longest / 1e9
+        shown.append(f"{gigabytes:.2f} at {mib:g} MiB")
+        slowest = f"; slowest rank {by_rank.index(longest)}" if longest > SLOW_RANK * min(by_rank) else ""
+        if world.any(time.perf_counter() - started > budget_seconds):
+            break
+    too_slow = gigabytes < settings.least_bus_gigabytes_per_second
+    advice = "below doctor.least_bus_gigabytes_per_second: is the fast network in use (NCCL_DEBUG=INFO says)?"
+    measured = f"bus GB/s: {', '.join(shown)}{slowest}"
+    return graded(collective.name, WARN if too_slow else OK, measured, advice)
+
+
+def measure(collective: Collective, mib: float, world: World) -> tuple[bool, float]:
+    """Whether the result is right here, and the median seconds of one on this rank, begun together."""
+    chunk = _buffer_bytes(mib, world.size) // 4 // world.size
+    sent, expected = (tensor.to(world.device) for tensor in collective.case(world.rank, world.size, chunk))
+    received = torch.full_like(expected, -1.0)
+    collective.run(sent, received)
+    is_right = torch.equal(received, expected)
+    times = []
+    for _ in range(REPEATS):
+        world.barrier()
+        started = time.perf_counter()
+        collective.run(sent, received)
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return is_right and torch.equal(received, expected), statistics.median(times)
+
+
+def _buffer_bytes(mib: float, num_ranks: int) -> int:
+    """Whole float32 chunks of equal size for every rank."""
+    return max(1, round(mib * MIB / 4 / num_ranks)) * 4 * num_ranks
