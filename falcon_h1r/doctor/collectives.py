@@ -30,6 +30,10 @@ SLOW_MEETING_SECONDS = 0.1
 SLOW_RANK = 1.5  # times the fastest
 MIB = 2**20
 
+# What torch 2.13 renamed.
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 @dataclass(frozen=True, slots=True)
 class Collective:
@@ -69,13 +73,13 @@ COLLECTIVES = (
     Collective(
         "all-gather",
         _share,
-        lambda sent, received: dist.all_gather_into_tensor(received.view(-1), sent),
+        lambda sent, received: all_gather(received.view(-1), sent),
         lambda r, n, c: (_marks(r, n, c)[0].contiguous(), torch.stack([_marks(i, n, c)[0] for i in range(n)])),
     ),
     Collective(
         "reduce-scatter",
         _share,
-        lambda sent, received: dist.reduce_scatter_tensor(received, sent.view(-1)),
+        lambda sent, received: reduce_scatter(received, sent.view(-1)),
         lambda r, n, c: (_marks(r, n, c), _sums(n, c)[r].contiguous()),
     ),
     Collective(
@@ -116,7 +120,7 @@ def _examine(collective: Collective, examination: Examination, budget_seconds: f
     for mib in sorted(settings.collective_mib):
         is_right, seconds = measure(collective, mib, world)
         if wrong := [rank for rank, right in enumerate(world.gather(is_right)) if not right]:
-            advice = "do not train: look for a faulty link or NCCL build; NCCL_DEBUG=INFO, NCCL_P2P_DISABLE=1 to compare"
+            advice = "do not train: a faulty link or NCCL build? compare with NCCL_P2P_DISABLE=1, NCCL_DEBUG=INFO"
             return Finding(collective.name, FAILED, f"wrong result at {mib:g} MiB on ranks {wrong}", advice)
         by_rank = world.gather(seconds)
         longest = max(by_rank)

@@ -24,7 +24,7 @@ def check_engine(examination: Examination) -> list[Finding]:
     except RuntimeError as error:
         if not str(error).startswith(PROBE):
             raise
-        advice = "ranks' gradients are averaged or counted twice: every learning rate would be wrong; another deepspeed?"
+        advice = "gradients are averaged or counted twice, so every learning rate would be wrong: install the pins"
         return [Finding("gradient scale", FAILED, str(error), advice)]
     name = examination.config.engine.name
     name += f", ZeRO {examination.config.engine.zero_stage}" if name == "deepspeed" else ""
@@ -90,7 +90,8 @@ def dtypes_finding(engine: Engine, scalars: dict[str, Tensor]) -> Finding:
     low = [kind for kind in kinds if kind not in ("float32", "float64")]
     status = WARN if low else OK
     advice = "trained weights have no float32 master copy: small updates are lost"
-    return graded("SSM dtypes", status, f"A_log, D, dt_bias float32 at least; trained weights {', '.join(kinds)}", advice)
+    measured = f"A_log, D, dt_bias float32 at least; trained weights {', '.join(kinds)}"
+    return graded("SSM dtypes", status, measured, advice)
 
 
 def moves_finding(before: dict[str, Tensor], after: dict[str, Tensor], trained: set[str]) -> Finding:

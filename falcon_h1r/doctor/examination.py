@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from transformers import FalconH1Config, FalconH1ForCausalLM, PreTrainedTokenizerBase
 
 # The smallest update that SFT and GRPO of the published recipe are made of.
-SETTINGS = OptimizerConfig(learning_rate=1e-5, weight_decay=0.0, schedule="constant", clip_grad_norm=1.0)
+# Adam's epsilon would swallow gradients as small as a stand-in may have.
+SETTINGS = OptimizerConfig(learning_rate=1e-5, weight_decay=0.0, schedule="constant", epsilon=1e-15)
 DOCUMENT_TOKENS = (48, 3, 31, 2, 9, 27)  # very unequal, as in a packed row
 ROW_TOKENS = 64  # several documents share a row, and there is more than one row
 TEXTS = ["Compute 12 + 30. Twelve and thirty make 42. The answer is 42."] * 20
 VOCABULARY = 512
 PLANNED_STEPS = 8
+LOGIT_SPREAD = 2.0  # standard deviation
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Examination:
             small = ModelConfig(architecture=architecture, dtype=kept)
             model = random_policy(small, self.tokenizer, seed).to(self.world.device).eval()
             compute_in(model, self.dtype)
+            sharpen(model)
             for layer in model.model.layers:
                 layer.mamba.mup_vector = compute_mup_vector(model.config).to(self.world.device, self.dtype)
         if settings.lora.rank:
@@ -104,6 +107,19 @@ class Examination:
             Document([rng.randrange(len(self.tokenizer)) for _ in range(length)], [0.0] + [1.0] * (length - 1))
             for length in DOCUMENT_TOKENS
         ]
+
+
+@torch.no_grad()
+def sharpen(model: FalconH1ForCausalLM) -> None:
+    """Scale a random model's head until its logits spread like a trained one's: by `LOGIT_SPREAD`.
+
+    Multipliers are tuned to the run's width. On a narrower one logits are all but equal, and sampler and trainer
+    would agree whatever either computes.
+    """
+    if not model.config.tie_word_embeddings:
+        weight = model.lm_head.weight
+        spread = model.model.lm_head_multiplier * weight.float().std().item() * model.config.hidden_size**0.5
+        weight.mul_(LOGIT_SPREAD / spread)
 
 
 def small_architecture(shape: FalconH1Config) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def check_rename(world: World, folder: Path) -> Finding:
         writer.join()
     total_torn, total_looks = world.sum([float(torn), float(looks)])
     measured = f"{RENAMES} renames, {total_looks:.0f} looks, {total_torn:.0f} at a missing or torn file"
-    advice = "renaming is not atomic here: a killed run may leave a checkpoint that looks whole; use another file system"
+    advice = "renaming is not atomic here, so that half a checkpoint may look whole: use another file system"
     return graded("rename", FAILED if total_torn else OK, measured, advice)
 
 

@@ -48,8 +48,8 @@ def check_kernels(examination: Examination) -> list[Finding]:
         (
             "attention kernel",
             attention_inputs(examination, len(row.seq_idx)),
-            lambda *heads: kernels.attention(*heads, row, scale),
-            lambda *heads: attention_formula(*heads, row, scale),
+            lambda query, key, value: kernels.attention(query, key, value, row, scale),
+            lambda query, key, value: attention_formula(query, key, value, row, scale),
         ),
         (
             "convolution kernel",
@@ -60,8 +60,8 @@ def check_kernels(examination: Examination) -> list[Finding]:
         (
             "scan kernel",
             scan_inputs(examination, len(row.seq_idx)),
-            lambda *tensors: kernels.scan(*tensors, row),
-            lambda *tensors: recurrence_by_document(*tensors, row),
+            lambda x, dt, A, B, C, D: kernels.scan(x, dt, A, B, C, D, row),
+            lambda x, dt, A, B, C, D: recurrence_by_document(x, dt, A, B, C, D, row),
         ),
     ]
     return [
@@ -73,7 +73,8 @@ def check_kernels(examination: Examination) -> list[Finding]:
 def choice_finding(description: str, device_type: str) -> Finding:
     """A GPU that runs torch's paths trains rightly, and slowly."""
     slow = device_type == "cuda" and ("torch (" in description or "torch SDPA" in description)
-    return graded("kernels", WARN if slow else OK, description, "install the fused kernels: header of constraints-gpu.txt")
+    advice = "install the fused kernels: header of constraints-gpu.txt"
+    return graded("kernels", WARN if slow else OK, description, advice)
 
 
 def compare(

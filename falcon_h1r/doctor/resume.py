@@ -1,4 +1,4 @@
-"""A save and a resume: the training state of a step, written by all ranks, read by a fresh engine, compared bit for bit."""
+"""A save and a resume: the state after a step, written by all ranks, read by a fresh engine, equal bit for bit."""
 
 from __future__ import annotations
 

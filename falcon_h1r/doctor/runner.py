@@ -72,7 +72,7 @@ class Runner:
         self.world, self.checks, self.seconds = world, checks, seconds
         self._meeting = _own_group(world, seconds + SLACK_SECONDS)
         # All of them now: to make a group, ranks have to meet, which a later mishap may prevent.
-        # A wait in them ends after the check's own deadline, so that a rank that waits in vain is not taken for the cause.
+        # A wait in them outlasts the check's deadline, so that who waits in vain is not taken for the cause.
         self._worlds = [_own_group(world, seconds + GRACE_SECONDS) for _ in checks]
         self._device_group_left_by: str | None = None
 

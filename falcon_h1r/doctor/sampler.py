@@ -19,7 +19,7 @@ from falcon_h1r.types import Rollout
 PROMPTS = ("Compute 12 + 30.", "Compute 7.", "The answer is 42. Compute 3 + 4 and the answer.")
 SAMPLES, RESPONSE_TOKENS = 4, 24
 # (largest gap, mean k3) allowed. In bfloat16 a decode step and a packed row round differently, by design.
-LIMITS = {torch.float64: (1e-7, 1e-12), torch.float32: (5e-3, 1e-6), torch.bfloat16: (1.0, 5e-3)}
+LIMITS = {torch.float64: (1e-8, 1e-14), torch.float32: (5e-3, 1e-6), torch.bfloat16: (0.5, 2e-3)}
 
 
 def check_sampler(examination: Examination) -> list[Finding]:
@@ -50,7 +50,7 @@ def compare(engine: Engine, prompts: list[Prompt], rollouts: list[Rollout], dtyp
     with torch.no_grad():
         logprobs, _ = engine.logprobs(row)
     trainer = logprobs[row.loss_weights != 0].double().cpu()
-    sampler = torch.tensor([logprob for rollout in rollouts for logprob in rollout.sampler_logprobs]).double()
+    sampler = torch.tensor([each for rollout in rollouts for each in rollout.sampler_logprobs], dtype=torch.float64)
     difference = trainer - sampler
     gap = difference.abs().max().item()
     k3 = (difference.exp() - 1 - difference).mean().item()

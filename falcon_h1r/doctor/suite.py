@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from falcon_h1r.config import Config
@@ -44,6 +45,7 @@ def examine(config: Config, folder: Path, world: World) -> bool:
     Where a check still hangs, the process ends here with status 1: a thread that never comes back would keep it.
     """
     started = time.perf_counter()
+    warnings.simplefilter("ignore", FutureWarning)  # libraries about each other's next releases: not in this table
     settings = config.doctor
     checks = [check for check in CHECKS if not settings.only or check.name in settings.only]
     runner = Runner(world, checks, settings.seconds)

@@ -37,7 +37,7 @@ def check_verifier(examination: Examination) -> list[Finding]:
         for (prediction, gold, expected), verdict in zip(PAIRS, verdicts, strict=True)
         if verdict.status != expected
     ]
-    measured = wrong[0] if wrong else f"{len(PAIRS)} verdicts as they should be, {seconds:.1f} s with the workers' start"
+    measured = wrong[0] if wrong else f"{len(PAIRS)} as they should be, {seconds:.1f} s with the workers' start"
     verdict_advice = "run python -m falcon_h1r.verifier --explain on it; a starved machine is undecided"
     confined = ", ".join(confinement) if confinement else "nothing"
     confinement_advice = "workers run unconfined: this kernel or container allows neither seccomp nor Landlock"

@@ -1,4 +1,4 @@
-"""Packages against their pins and minima, and the devices' software: what is there, and whether all ranks have the same.
+"""Packages against their pins and minima, the devices and their software, and whether all ranks have the same.
 
 The pins are the tested set (constraints.txt on a CPU, constraints-gpu.txt on GPUs): another version is worth a look.
 The minima of pyproject.toml are what the code needs: less is red.
@@ -86,7 +86,7 @@ def check_minima(minima: list[Requirement], needed: set[str]) -> Finding:
 
 
 def check_pins(pins: dict[str, str], packages: dict[str, str], root: Path) -> Finding:
-    """The tested versions. Pinned packages that are not installed do not count: some are a test's, or another part's."""
+    """The tested versions. Pinned packages that are not installed do not count: some are a test's."""
     if not pins:
         return Finding("pins", SKIPPED, "no constraints beside the package", "run from a checkout to compare")
     differing = [
@@ -103,7 +103,7 @@ def check_device(facts: Facts, on_gpu: bool) -> Finding:
     """The GPU and the software below torch."""
     if not on_gpu:
         idle = DRIVER_FILE.exists() or shutil.which("nvidia-smi") is not None
-        advice = "a GPU's driver is here, but torch sees no GPU: install torch's CUDA build, look at CUDA_VISIBLE_DEVICES"
+        advice = "a GPU's driver is here, but torch sees none: install torch's CUDA build; CUDA_VISIBLE_DEVICES?"
         return graded("device", FAILED if idle else OK, f"CPU, torch {torch.__version__}", advice)
     measured = f"{facts.device}; CUDA {facts.cuda}, NCCL {facts.nccl}, driver {facts.driver}"
     major, minor = torch.cuda.get_device_capability()
@@ -214,7 +214,8 @@ def _is_built_for(major: int, minor: int, architectures: list[str]) -> bool:
         if digits is None:
             continue
         built = divmod(int(digits[0]), 10)
-        if (kind == "sm" and built[0] == major and built[1] <= minor) or (kind == "compute" and built <= (major, minor)):
+        runs = built[0] == major and built[1] <= minor
+        if (kind == "sm" and runs) or (kind == "compute" and built <= (major, minor)):
             return True
     return not architectures
 
