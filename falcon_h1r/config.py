@@ -163,9 +163,9 @@ class DoctorConfig:
     """recipes/doctor.py: whether an allocation is fit for the run."""
 
     only: list[str] = field(default_factory=list)  # names of checks; empty: all
-    seconds: float = 60.0  # for each check; one that takes longer is red, and the next begins
+    seconds: float = 120.0  # for each check; one that takes longer is red, and the next begins
     full: bool = False  # the run's own model instead of a small one of the same heads; raise `seconds` with it
-    collective_mib: list[float] = field(default_factory=lambda: [0.0625, 1.0, 16.0])  # sizes, ascending
+    collective_mib: list[float] = field(default_factory=list)  # sizes; empty: 0.0625, 1, 16, and on GPUs 256
     least_bus_gigabytes_per_second: float = 0.0  # at the largest size; less is a warning
     file_mib: int = 64  # written and read by every rank
 

@@ -29,10 +29,14 @@ LATENCY_REPEATS = 20
 SLOW_MEETING_SECONDS = 0.1
 SLOW_RANK = 1.5  # times the fastest
 MIB = 2**20
+DEFAULT_MIB = {"cpu": [0.0625, 1.0, 16.0], "cuda": [0.0625, 1.0, 16.0, 256.0]}
 
 # What torch 2.13 renamed.
 all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
+
+Rows = Tensor  # the values of a buffer's chunks, one a chunk: small whole numbers, so that sums are exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,8 @@ class Collective:
 
     name: str
     bus_factor: Callable[[int], float]
-    run: Callable[[Tensor, Tensor], object]  # (sent, received)
-    # (rank, size, chunk) -> what a rank sends and what it has to receive, each (size, chunk) or (chunk)
-    case: Callable[[int, int, int], tuple[Tensor, Tensor]]
-
-
-def _marks(rank: int, size: int, chunk: int) -> Tensor:
-    """Small whole numbers, so that sums are exact: entry j of rank r is 10 r + j, over its chunk."""
-    return (10.0 * rank + torch.arange(size).float())[:, None].expand(size, chunk).contiguous()
+    run: Callable[[Tensor, Tensor], object]  # (sent, received), both (chunks, chunk)
+    case: Callable[[int, int], tuple[Rows, Rows]]  # (rank, size) -> what it sends and what it has to receive
 
 
 def _all_reduce(sent: Tensor, received: Tensor) -> None:
@@ -56,12 +54,14 @@ def _all_reduce(sent: Tensor, received: Tensor) -> None:
     dist.all_reduce(received)
 
 
-def _sums(size: int, chunk: int) -> Tensor:
-    return torch.stack([_marks(rank, size, chunk) for rank in range(size)]).sum(0)
+def _sent_rows(rank: int, size: int) -> Rows:
+    """Chunk j of rank r holds 10 r + j."""
+    return 10.0 * rank + torch.arange(size)
 
 
-def _rotated(rank: int, size: int, chunk: int) -> Tensor:
-    return torch.stack([_marks(other, size, chunk)[rank] for other in range(size)])
+def _sum_rows(size: int) -> Rows:
+    """Over ranks, of those."""
+    return 10.0 * size * (size - 1) / 2 + size * torch.arange(size)
 
 
 def _share(n: int) -> float:
@@ -69,24 +69,24 @@ def _share(n: int) -> float:
 
 
 COLLECTIVES = (
-    Collective("all-reduce", lambda n: 2 * _share(n), _all_reduce, lambda r, n, c: (_marks(r, n, c), _sums(n, c))),
+    Collective("all-reduce", lambda n: 2 * _share(n), _all_reduce, lambda r, n: (_sent_rows(r, n), _sum_rows(n))),
     Collective(
         "all-gather",
         _share,
-        lambda sent, received: all_gather(received.view(-1), sent),
-        lambda r, n, c: (_marks(r, n, c)[0].contiguous(), torch.stack([_marks(i, n, c)[0] for i in range(n)])),
+        lambda sent, received: all_gather(received.view(-1), sent.view(-1)),
+        lambda r, n: (_sent_rows(r, n)[:1], 10.0 * torch.arange(n)),
     ),
     Collective(
         "reduce-scatter",
         _share,
-        lambda sent, received: reduce_scatter(received, sent.view(-1)),
-        lambda r, n, c: (_marks(r, n, c), _sums(n, c)[r].contiguous()),
+        lambda sent, received: reduce_scatter(received.view(-1), sent.view(-1)),
+        lambda r, n: (_sent_rows(r, n), _sum_rows(n)[r : r + 1]),
     ),
     Collective(
         "all-to-all",
         _share,
         lambda sent, received: dist.all_to_all_single(received, sent),
-        lambda r, n, c: (_marks(r, n, c), _rotated(r, n, c)),
+        lambda r, n: (_sent_rows(r, n), 10.0 * torch.arange(n) + r),
     ),
 )
 
@@ -117,7 +117,7 @@ def _examine(collective: Collective, examination: Examination, budget_seconds: f
     world, settings = examination.world, examination.config.doctor
     started, shown, slowest = time.perf_counter(), [], ""
     gigabytes = 0.0
-    for mib in sorted(settings.collective_mib):
+    for mib in sorted(settings.collective_mib or DEFAULT_MIB[world.device.type]):
         is_right, seconds = measure(collective, mib, world)
         if wrong := [rank for rank, right in enumerate(world.gather(is_right)) if not right]:
             advice = "do not train: a faulty link or NCCL build? compare with NCCL_P2P_DISABLE=1, NCCL_DEBUG=INFO"
@@ -138,7 +138,8 @@ def _examine(collective: Collective, examination: Examination, budget_seconds: f
 def measure(collective: Collective, mib: float, world: World) -> tuple[bool, float]:
     """Whether the result is right here, and the median seconds of one on this rank, begun together."""
     chunk = _buffer_bytes(mib, world.size) // 4 // world.size
-    sent, expected = (tensor.to(world.device) for tensor in collective.case(world.rank, world.size, chunk))
+    rows = (values.float().to(world.device) for values in collective.case(world.rank, world.size))
+    sent, expected = (values[:, None].expand(-1, chunk).contiguous() for values in rows)
     received = torch.full_like(expected, -1.0)
     collective.run(sent, received)
     is_right = torch.equal(received, expected)
