@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from falcon_h1r.checkpoint import state as checkpoint_state
 from falcon_h1r.distributed.engine import TorchEngine
-from falcon_h1r.distributed.world import World
+from falcon_h1r.distributed.world import World, join_sequence_group
 from falcon_h1r.doctor.engine import check_engine
 from falcon_h1r.doctor.examination import Examination
 from falcon_h1r.doctor.finding import Finding
@@ -45,10 +46,6 @@ def test_a_sound_engine_is_green(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("overrides", [[], ["engine.sequence_parallel=2"]], ids=["data", "sequence"])
 def test_two_ranks_are_green(run_on_ranks: RunOnRanks, tmp_path: Path, overrides: list[str]) -> None:
     def work(world: World) -> list[Finding]:
-        from dataclasses import replace
-
-        from falcon_h1r.distributed.world import join_sequence_group
-
         patient = examination(tmp_path, world, *overrides)
         degree = patient.config.engine.sequence_parallel
         patient.world = replace(world, sequence=join_sequence_group(world.rank, world.size, degree))
@@ -58,6 +55,7 @@ def test_two_ranks_are_green(run_on_ranks: RunOnRanks, tmp_path: Path, overrides
         assert_green(findings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_sharded_engine_is_green(run_on_ranks: RunOnRanks, tmp_path: Path, stage: int) -> None:
     pytest.importorskip("deepspeed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import torch.distributed as dist
 from falcon_h1r.distributed.world import World
 from falcon_h1r.doctor.examination import Examination
 from falcon_h1r.doctor.finding import Finding, merge_ranks, name_ranks
-from falcon_h1r.doctor.runner import Check, Outcome, Runner
+from falcon_h1r.doctor.runner import Check, LostRank, Outcome, Runner
 from falcon_h1r.types import InputError
 from tests.doctor.examinations import ALONE, RunOnRanks, examination
 
+ROOT = Path(__file__).parents[2]
 FINE = Finding("fine", "ok", "1")
 
 
@@ -103,6 +106,38 @@ def test_after_ranks_left_the_devices_group_apart_only_what_needs_it_is_skipped(
         assert hung.hung and hung.findings[0].status == "failed"
         assert engine.findings[0].status == "skipped" and "'hangs'" in engine.findings[0].advice
         assert host.findings == [FINE]
+
+
+def test_a_rank_that_is_gone_ends_the_examination(run_on_ranks: RunOnRanks, tmp_path: Path) -> None:
+    def work(world: World) -> str:
+        runner = Runner(world, [Check("fine", fine)], 5.0)
+        if world.rank == 1:
+            return "gone"
+        with pytest.raises(LostRank):
+            runner.run(0, examination(tmp_path, world))
+        return "told"
+
+    assert run_on_ranks(2, work) == ["told", "gone"]
+
+
+HANGING = """
+import threading
+from falcon_h1r.doctor import suite
+from falcon_h1r.doctor.runner import Check
+from pathlib import Path
+from tests.doctor.examinations import ALONE, configured
+suite.CHECKS = (Check("host", suite.check_host), Check("engine", lambda _: threading.Event().wait()))
+suite.examine(configured("doctor.seconds=1"), Path({folder!r}), ALONE)
+print("never")
+"""
+
+
+def test_a_process_with_a_check_that_still_hangs_ends_with_its_table(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGING.format(folder=str(tmp_path))]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 1, result.stderr
+    assert "FAILED   engine" in result.stdout and "never" not in result.stdout
+    assert "NOT fit to train" in result.stdout.splitlines()[-1] and (tmp_path / "doctor.json").exists()
 
 
 def test_the_gravest_of_all_ranks_is_shown_with_its_ranks() -> None:
