@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,4 +84,4 @@ def test_the_row_has_resets_within_a_chunk_and_a_document_across_its_border() ->
     row = kernels.row_with_resets(256, torch.device("cpu"))
     ends = row.document_ends.tolist()
     assert 1 in row.lengths and sum(row.lengths) > 256
-    assert any(start < 256 < end for start, end in zip(ends, ends[1:], strict=False))
+    assert any(start < 256 < end for start, end in itertools.pairwise(ends))
