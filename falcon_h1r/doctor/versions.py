@@ -55,7 +55,7 @@ def check_versions(examination: Examination) -> list[Finding]:
     return [
         check_python(facts.python, ROOT / "pyproject.toml"),
         check_minima(read_minima(ROOT / "pyproject.toml", extras, needed), needed),
-        check_pins(pins, facts.packages, ROOT),
+        check_pins(pins, facts.packages),
         check_device(facts, on_gpu),
         check_ranks_alike(by_rank),
     ]
@@ -85,7 +85,7 @@ def check_minima(minima: list[Requirement], needed: set[str]) -> Finding:
     return graded("minima", FAILED if violated else OK, measured, "install what pyproject.toml asks for (README)")
 
 
-def check_pins(pins: dict[str, str], packages: dict[str, str], root: Path) -> Finding:
+def check_pins(pins: dict[str, str], packages: dict[str, str]) -> Finding:
     """The tested versions. Pinned packages that are not installed do not count: some are a test's."""
     if not pins:
         return Finding("pins", SKIPPED, "no constraints beside the package", "run from a checkout to compare")

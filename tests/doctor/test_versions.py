@@ -24,13 +24,13 @@ def test_this_environment_is_not_red(tmp_path: Path) -> None:
     assert "failed" not in {f.status for f in findings if f.name != "device"}  # this machine may have an idle GPU
 
 
-def test_another_version_than_the_pin_is_a_warning_that_names_both(tmp_path: Path) -> None:
-    found = check_pins({"torch": "2.13.0", "numpy": "2.4.6"}, {"torch": "2.13.0+cpu", "numpy": "2.5.0"}, tmp_path)
+def test_another_version_than_the_pin_is_a_warning_that_names_both() -> None:
+    found = check_pins({"torch": "2.13.0", "numpy": "2.4.6"}, {"torch": "2.13.0+cpu", "numpy": "2.5.0"})
     assert (found.status, found.measured) == ("warn", "numpy 2.5.0 (pin 2.4.6)")
 
 
-def test_a_local_build_of_the_pinned_version_is_as_pinned(tmp_path: Path) -> None:
-    assert check_pins({"torch": "2.13.0"}, {"torch": "2.13.0+cu130"}, tmp_path).status == "ok"
+def test_a_local_build_of_the_pinned_version_is_as_pinned() -> None:
+    assert check_pins({"torch": "2.13.0"}, {"torch": "2.13.0+cu130"}).status == "ok"
 
 
 def test_a_violated_minimum_is_red() -> None:
