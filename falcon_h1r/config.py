@@ -158,6 +158,18 @@ class TrackingConfig:
     log_every_steps: int = 1
 
 
+@dataclass
+class DoctorConfig:
+    """recipes/doctor.py: whether an allocation is fit for the run."""
+
+    only: list[str] = field(default_factory=list)  # names of checks; empty: all
+    seconds: float = 120.0  # for each check; one that takes longer is red, and the next begins
+    full: bool = False  # the run's own model instead of a small one of the same heads; raise `seconds` with it
+    collective_mib: list[float] = field(default_factory=list)  # sizes; empty: 0.0625, 1, 16, and on GPUs 256
+    least_bus_gigabytes_per_second: float = 0.0  # at the largest size; less is a warning
+    file_mib: int = 64  # written and read by every rank
+
+
 # -----------------------------------------------------------------------------
 # The stages
 
@@ -496,3 +508,4 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     benchmark: BenchmarkSuiteConfig = field(default_factory=BenchmarkSuiteConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    doctor: DoctorConfig = field(default_factory=DoctorConfig)

@@ -15,6 +15,7 @@ from falcon_h1r.config import (
     CodeVerifierConfig,
     Config,
     CurateConfig,
+    DoctorConfig,
     GRPOConfig,
     LimitsConfig,
     LoRAConfig,
@@ -26,6 +27,10 @@ from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
 CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
+DOCTOR_CHECKS = (
+    *("versions", "host", "checkpoint", "file system", "verifier"),
+    *("kernels", "collectives", "engine", "sampler", "resume"),
+)
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
     "conv1d": "the convolution, which reads this module's weight,",
@@ -91,6 +96,7 @@ def check_config(config: Config) -> None:
     _check_grpo(config.grpo)
     _check_benchmark(config.benchmark)
     _check_plan(config.plan)
+    _check_doctor(config.doctor)
 
 
 def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
@@ -262,6 +268,16 @@ def _check_plan(plan: PlanConfig) -> None:
     _at_least("plan.num_layouts", plan.num_layouts, 1)
     if plan.document_tokens is not None:
         _at_least("plan.document_tokens", plan.document_tokens, 2)
+
+
+def _check_doctor(doctor: DoctorConfig) -> None:
+    for name in doctor.only:
+        _one_of("doctor.only", name, DOCTOR_CHECKS)
+    _at_least("doctor.seconds", doctor.seconds, 1.0)
+    _at_least("doctor.file_mib", doctor.file_mib, 4)  # written in blocks of so many
+    _at_least("doctor.least_bus_gigabytes_per_second", doctor.least_bus_gigabytes_per_second, 0.0)
+    for size in doctor.collective_mib:
+        _at_least("doctor.collective_mib", size, 1 / 1024)
 
 
 def _counts(config: Config) -> list[tuple[str, float]]:
