@@ -5,10 +5,11 @@
     python recipes/benchmark.py suite=model benchmark.parts=[scan] benchmark.resume=true
     python recipes/benchmark.py suite=model_gpu
     python recipes/benchmark.py suite=verifier benchmark.peer_python=PYTHON
+    python recipes/benchmark.py suite=checkpoint
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
-transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The last judges
-labelled pairs by our verifier and by Math-Verify, which PYTHON has.
+transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The third judges
+labelled pairs by our verifier and by Math-Verify, which PYTHON has. The last measures what saving costs a training run.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def check(config: Config) -> None:
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
+    from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
     from falcon_h1r.evaluation.pooled import pooled_page
@@ -51,6 +53,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_suite(config, folder, world.device)
     elif config.benchmark.kind == "verifier":
         run_verifier_suite(config, folder)
+    elif config.benchmark.kind == "checkpoint":
+        run_checkpoint_suite(config, folder, world)
     else:
         page.write_text(pooled_page(config.benchmark.runs))
     print(page.read_text())
