@@ -133,7 +133,7 @@ class TrainingRun:
         metrics["skipped_steps"] = float(self._skipped_steps)
         self._stand_at_border({"metrics": metrics, "samples": list(samples)})
         self._finish_border()
-        if self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
+        if self._skipped_in_a_row and self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
             self._give_up(documents())
 
     # -------------------------------------------------------------------------

@@ -136,5 +136,5 @@ def test_a_kill_between_the_last_step_and_the_model_costs_the_model_alone(
     assert not (tmp_path / "again" / "model").exists()
     watch = StopAt(10**9)
     sft(stage_config("sft", coins, tosser, "resume=true"), tmp_path / "again", replace(ALONE, watch=watch))
-    assert watch.phases == ["publishing"]
+    assert set(watch.phases) == {"loading", "publishing"}
     assert_equal(left_behind(tmp_path / "again"), left_behind(tmp_path / "once"))
