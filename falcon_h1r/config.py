@@ -394,7 +394,7 @@ class BenchmarkSuiteConfig:
     grpo_rollouts: int = 8
 
     # Of checkpoint; model.architecture with random weights, `repeats` rounds.
-    checkpoint_steps: int = 16  # between two saves
+    checkpoint_steps: int = 12  # between two saves
     checkpoint_row_tokens: int = 1024  # a step's one row
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
