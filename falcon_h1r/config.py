@@ -395,7 +395,7 @@ class BenchmarkSuiteConfig:
 
     # Of checkpoint; model.architecture with random weights, `repeats` rounds.
     checkpoint_steps: int = 12  # between two saves
-    checkpoint_row_tokens: int = 1024  # a step's one row
+    checkpoint_row_tokens: int = 512  # a step's one row
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])
