@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from transformers import FalconH1Config, FalconH1ForCausalLM
 from falcon_h1r.benchmark.bars import CHECKPOINT_SHARE
 from falcon_h1r.benchmark.figures import command_line, figures_path
 from falcon_h1r.benchmark.hardware import environment
-from falcon_h1r.benchmark.tables import judged, seconds, table
+from falcon_h1r.benchmark.tables import NONE, judged, seconds, table
 from falcon_h1r.checkpoint.files import replace_text, saved_steps, step_folder
 from falcon_h1r.config import Config
 from falcon_h1r.data.packing import Document
@@ -44,6 +44,8 @@ class Interval:
 
     seconds: float
     held_up_seconds: float  # of them, in which training stood still for the save
+    cpu_seconds: float  # of the whole process
+    thread_cpu_seconds: float  # of them, the thread's that writes
 
 
 def run_checkpoint_suite(config: Config, folder: Path, world: World) -> None:
@@ -75,10 +77,7 @@ def run_checkpoint_suite(config: Config, folder: Path, world: World) -> None:
         "checkpoint_bytes": sum(path.stat().st_size for path in newest.iterdir()),
         "steps": settings.checkpoint_steps,
         "row_tokens": settings.checkpoint_row_tokens,
-        "seconds": {mode: [interval.seconds for interval in found[1:]] for mode, found in intervals.items()},
-        "held_up_seconds": {
-            mode: [interval.held_up_seconds for interval in found[1:]] for mode, found in intervals.items()
-        },
+        "intervals": {mode: [asdict(interval) for interval in found[1:]] for mode, found in intervals.items()},
     }
     shutil.rmtree(root)
     replace_text(figures_path(settings.page), json.dumps(figures, indent=1) + "\n")
@@ -86,6 +85,7 @@ def run_checkpoint_suite(config: Config, folder: Path, world: World) -> None:
 
 
 def measure_interval(run: TrainingRun, batch: list[Document], mode: str, num_steps: int) -> Interval:
+    cpu_before, thread_before = time.process_time(), run.saver.cpu_seconds
     started = time.perf_counter()
     if mode != NO_SAVE:
         run.config.checkpoint.asynchronous = mode == ASYNCHRONOUS
@@ -98,7 +98,12 @@ def measure_interval(run: TrainingRun, batch: list[Document], mode: str, num_ste
     waits = time.perf_counter()
     run.saver.wait()
     ended = time.perf_counter()
-    return Interval(ended - started, held_up + ended - waits)
+    return Interval(
+        ended - started,
+        held_up + ended - waits,
+        time.process_time() - cpu_before,
+        run.saver.cpu_seconds - thread_before,
+    )
 
 
 def random_document(length: int, vocab_size: int, seed: int) -> Document:
@@ -117,23 +122,31 @@ def describe_model(model: FalconH1ForCausalLM) -> str:
 
 def page_lines(figures: dict[str, Any]) -> list[str]:
     """The page, from its figures."""
-    spent, held_up, none = figures["seconds"], figures["held_up_seconds"], figures["seconds"][NO_SAVE]
+    intervals: dict[str, list[dict[str, float]]] = figures["intervals"]
+    none = intervals[NO_SAVE]
 
     def row(mode: str) -> list[str]:
-        shares = [held / whole for held, whole in zip(held_up[mode], spent[mode], strict=True)]
-        longer = [1 - alone / whole for alone, whole in zip(none, spent[mode], strict=True)]
+        found = intervals[mode]
+        spent = [interval["seconds"] for interval in found]
+        held_up = median(interval["held_up_seconds"] / interval["seconds"] for interval in found)
+        thread = median(interval["thread_cpu_seconds"] / interval["cpu_seconds"] for interval in found)
+        longer = median(1 - alone["seconds"] / one["seconds"] for alone, one in zip(none, found, strict=True))
         bar = CHECKPOINT_SHARE if mode == ASYNCHRONOUS else None
         return [
             mode,
-            seconds(median(spent[mode])),
-            f"{min(spent[mode]):.3g} to {max(spent[mode]):.3g}",
-            f"{median(held_up[mode]):.3f}",
-            judged(median(shares), bar, at_most=True, unit="%"),
-            judged(median(longer), bar, at_most=True, unit="%"),
+            seconds(median(spent)),
+            f"{min(spent):.3g} to {max(spent):.3g}",
+            f"{median(interval['held_up_seconds'] for interval in found):.3f}",
+            judged(held_up, bar, at_most=True, unit="%"),
+            f"{median(interval['thread_cpu_seconds'] for interval in found):.2f}",
+            f"{thread:.1%}",
+            f"{longer:.0%}" if mode != NO_SAVE else NONE,
         ]
 
-    header = ["save", "interval, s", "from, to", "training held up, s", "share held up", "share that it is longer"]
-    without = [NO_SAVE, seconds(median(none)), f"{min(none):.3g} to {max(none):.3g}", "0", "0%", "0%"]
+    header = [
+        *("save", "interval, s", "from, to", "training held up, s", "share of the interval"),
+        *("the thread's CPU time, s", "share of all CPU time", "longer than without"),
+    ]
     versions = figures["environment"]
     return [
         "# What saving costs",
@@ -146,9 +159,10 @@ def page_lines(figures: dict[str, Any]) -> list[str]:
         f"- an interval: {figures['steps']} steps of one row of {figures['row_tokens']:,} tokens, a save at its start",
         "",
         f"Medians over {len(none)} intervals of each kind, which take turns in one run. Training is held up while the",
-        "state is copied and, at an interval's end, until the checkpoint has its name. What the writing thread takes",
-        "away from the steps beside it shows in how much longer the interval is than the one without a save before it;",
-        "on a machine with neighbours that figure is noisy, and can come out below zero.",
+        "state is copied and, at an interval's end, until the checkpoint has its name. The thread that hashes and writes",
+        "has a core of its own where one is free; where none is, it takes at most its CPU time from training. The last",
+        "column compares with the interval without a save just before: on a machine with neighbours it is mostly noise,",
+        "as the spread of the intervals shows.",
         "",
-        *table(header, [without, row(ASYNCHRONOUS), row(SYNCHRONOUS)]),
+        *table(header, [row(mode) for mode in MODES]),
     ]
