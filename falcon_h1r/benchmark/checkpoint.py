@@ -23,7 +23,7 @@ from transformers import FalconH1Config, FalconH1ForCausalLM
 from falcon_h1r.benchmark.bars import CHECKPOINT_SHARE
 from falcon_h1r.benchmark.figures import command_line, figures_path
 from falcon_h1r.benchmark.hardware import environment
-from falcon_h1r.benchmark.tables import NONE, judged, seconds, table
+from falcon_h1r.benchmark.tables import NONE, beside_bar, seconds, table
 from falcon_h1r.checkpoint.files import replace_text, saved_steps, step_folder
 from falcon_h1r.config import Config
 from falcon_h1r.data.packing import Document
@@ -131,13 +131,15 @@ def page_lines(figures: dict[str, Any]) -> list[str]:
         held_up = median(interval["held_up_seconds"] / interval["seconds"] for interval in found)
         thread = median(interval["thread_cpu_seconds"] / interval["cpu_seconds"] for interval in found)
         longer = median(1 - alone["seconds"] / one["seconds"] for alone, one in zip(none, found, strict=True))
-        bar = CHECKPOINT_SHARE if mode == ASYNCHRONOUS else None
+        shown = f"{held_up:.1%}"
+        if mode == ASYNCHRONOUS:
+            shown = beside_bar(shown, f"{CHECKPOINT_SHARE:.0%}", held_up <= CHECKPOINT_SHARE, at_most=True)
         return [
             mode,
             seconds(median(spent)),
             f"{min(spent):.3g} to {max(spent):.3g}",
             f"{median(interval['held_up_seconds'] for interval in found):.3f}",
-            judged(held_up, bar, at_most=True, unit="%"),
+            shown,
             f"{median(interval['thread_cpu_seconds'] for interval in found):.2f}",
             f"{thread:.1%}",
             f"{longer:.0%}" if mode != NO_SAVE else NONE,
