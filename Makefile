@@ -4,6 +4,7 @@
 #   make quickstart                          curate -> SFT -> GRPO -> evaluate on a tiny model
 #   make quickstart ARGS="seed=1"            the same, with Hydra overrides
 #   make test                                the fast tests        (make test WORKERS=0: in one process)
+#   make test-slow                           the rest; as root on Debian it first installs slurm, munge and iproute2
 #   make test-gpu                            the GPU's kernels against torch's, on a machine that has one
 #   make check                               lint, format, types, fast tests
 
@@ -14,7 +15,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint check format constraints-check
+.PHONY: help setup system-packages quickstart test test-slow test-gpu lint check format constraints-check
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +32,8 @@ INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cks
 
 setup: $(INSTALLED)
 
+# deepspeed compiles its kernels when one is used, never here.
+$(INSTALLED): export DS_BUILD_OPS = 0
 $(INSTALLED):
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \
 		echo "Python 3.11 or 3.12 is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -50,6 +53,17 @@ KERNELS = MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(VENV)/bin/python -
 	--constraint constraints.txt --no-deps --no-build-isolation --no-cache-dir --no-binary mamba-ssm \
 	--upgrade --target $(VENV)/mamba-ssm mamba-ssm
 
+# What the tests of slurm and of several nodes start; where it is not there, those tests are skipped with the reason.
+system-packages:
+	@for command in munged slurmctld slurmd ip; do command -v $$command >/dev/null || missing=yes; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ]; then \
+		echo "Installing slurm-wlm, munge and iproute2 (once)"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+			slurm-wlm munge iproute2; } >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "slurm-wlm, munge or iproute2 are missing and could not be installed: their tests will be skipped" >&2
+
 # --- the main job ---------------------------------------------------------------------------------------
 
 quickstart: $(INSTALLED)
@@ -64,7 +78,7 @@ test test-slow check: export HF_HUB_OFFLINE = 1
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) system-packages
 	$(VENV)/bin/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
 # On a machine with a GPU, in the environment of constraints-gpu.txt.

@@ -383,9 +383,13 @@ class VerifierConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: finished pipeline runs, pooled; model, verifier, checkpoint: measured
+    kind: str = "quickstart"  # quickstart: pooled runs; model, verifier, distributed, plan, checkpoint: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
+
+    # Of plan: training steps whose peak memory is measured; name: fields of falcon_h1r.planning.measure.MeasuredRun.
+    # Of its also: max_seconds (of one of them), num_layers, vocab_size.
+    plan_runs: dict[str, Any] = field(default_factory=dict)
 
     # Of verifier, and of its also: repeats, max_seconds (of a call), memory_limit_gib, resume.
     pairs: list[str] = field(default_factory=list)  # JSONL files: id, prediction, gold, expected, kind
@@ -420,6 +424,43 @@ class BenchmarkSuiteConfig:
     train_row_recompute: list[str] = field(default_factory=lambda: ["layer"])  # engine.activation_checkpointing
     loss_tokens: int = 49_152
     loss_peer_tokens: int = 2048  # at which the naive loss still fits
+
+
+@dataclass
+class GPUConfig:
+    """The hardware that a run is planned for; gpu=NAME chooses a preset of configs/gpu."""
+
+    name: str = "H100 SXM 80 GB"
+    backend: str = "cuda"  # whose kernels' working memory counts: cuda or cpu
+    memory_gib: float = 79.1  # of a GPU, as its driver reports it
+    reserved_gib: float = 4.0  # ... of which no tensor can have: the driver's context, NCCL, fragmentation
+    flops_per_second: float = 989e12  # dense bfloat16, data sheet
+    float32_flops_per_second: float = 67e12  # of a model in float32
+    memory_bytes_per_second: float = 3.35e12
+    gpus_per_node: int = 8
+    intra_node_bytes_per_second: float = 450e9  # of one GPU, each way, to others of its node
+    inter_node_bytes_per_second: float = 50e9  # ... and to other nodes
+    host_bytes_per_second: float = 50e9  # ... and to the CPU's memory
+    host_memory_gib: float = 240.0  # of the CPU's memory, for each GPU
+    dollars_per_hour: float = 2.5  # of one GPU. Ours, a round figure: set what you pay
+
+
+@dataclass
+class PlanConfig:
+    """What recipes/plan.py reckons with beside the stages' own sections. Shares are assumptions: docs/plan.md."""
+
+    gpu: GPUConfig = field(default_factory=GPUConfig)
+    num_gpus: Optional[int] = None  # null: launch.num_nodes x launch.num_processes
+    stages: list[str] = field(default_factory=lambda: ["sft", "grpo"])
+    tokens: Optional[int] = None  # of the cold start; null: sft.data.expected_tokens x sft.num_epochs
+    document_tokens: Optional[int] = None  # a mean document; null: the data's mean, else half of what the limits allow
+    utilisation: float = 0.4  # share of the GPU's arithmetic that training's operations reach, recomputed ones included
+    overlap: float = 0.5  # share of the reduction of gradients and of ZeRO's gathering that hides behind arithmetic
+    decode_utilisation: float = 0.45  # share of the memory's bandwidth that decoding reaches
+    response_share: float = 0.5  # a mean rollout, of grpo.limits.response_tokens
+    groups_drawn: float = 1.3  # for each group that is kept
+    margin: float = 0.1  # an estimate may be so far below what is needed: a layout fits with so much to spare
+    num_layouts: int = 8  # shown
 
 
 @dataclass
@@ -458,3 +499,4 @@ class Config:
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     benchmark: BenchmarkSuiteConfig = field(default_factory=BenchmarkSuiteConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)

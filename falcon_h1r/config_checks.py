@@ -20,6 +20,7 @@ from falcon_h1r.config import (
     LoRAConfig,
     ModelConfig,
     OptimizerConfig,
+    PlanConfig,
 )
 from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
@@ -89,6 +90,7 @@ def check_config(config: Config) -> None:
         _at_least(key, number, 1)
     _check_grpo(config.grpo)
     _check_benchmark(config.benchmark)
+    _check_plan(config.plan)
 
 
 def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
@@ -215,7 +217,7 @@ def _check_code_verifier(code: CodeVerifierConfig) -> None:
 
 
 def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "checkpoint"))
+    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint"))
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
@@ -228,6 +230,38 @@ def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
             _at_least(f"benchmark.{key}", number, 1 if key == "train_row_documents" else 2)
     for length in benchmark.row_lengths:
         _at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
+
+
+def _check_plan(plan: PlanConfig) -> None:
+    for stage in plan.stages:
+        _one_of("plan.stages", stage, ("sft", "grpo"))
+    _one_of("plan.gpu.backend", plan.gpu.backend, ("cuda", "cpu"))
+    for name in ("utilisation", "overlap", "decode_utilisation", "response_share", "margin"):
+        _share(f"plan.{name}", getattr(plan, name))
+    rates = (
+        "memory_gib",
+        "flops_per_second",
+        "float32_flops_per_second",
+        "memory_bytes_per_second",
+        "intra_node_bytes_per_second",
+    )
+    for name in (*rates, "inter_node_bytes_per_second", "host_bytes_per_second"):
+        if getattr(plan.gpu, name) <= 0:
+            raise InputError(f"plan.gpu.{name}={getattr(plan.gpu, name)}: has to be above 0")
+    for name in ("utilisation", "decode_utilisation", "response_share"):
+        if getattr(plan, name) == 0:
+            raise InputError(f"plan.{name}=0: nothing would ever be done")
+    if plan.gpu.reserved_gib >= plan.gpu.memory_gib:
+        raise InputError(
+            f"plan.gpu.reserved_gib={plan.gpu.reserved_gib}: leaves nothing of memory_gib={plan.gpu.memory_gib}"
+        )
+    for name, value in (("tokens", plan.tokens), ("num_gpus", plan.num_gpus), ("groups_drawn", plan.groups_drawn)):
+        if value is not None:
+            _at_least(f"plan.{name}", value, 1)
+    _at_least("plan.gpu.gpus_per_node", plan.gpu.gpus_per_node, 1)
+    _at_least("plan.num_layouts", plan.num_layouts, 1)
+    if plan.document_tokens is not None:
+        _at_least("plan.document_tokens", plan.document_tokens, 2)
 
 
 def _counts(config: Config) -> list[tuple[str, float]]:

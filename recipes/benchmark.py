@@ -5,11 +5,14 @@
     python recipes/benchmark.py suite=model benchmark.parts=[scan] benchmark.resume=true
     python recipes/benchmark.py suite=model_gpu
     python recipes/benchmark.py suite=verifier benchmark.peer_python=PYTHON
+    python recipes/benchmark.py suite=distributed
+    python recipes/benchmark.py suite=plan
     python recipes/benchmark.py suite=checkpoint
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
-transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The third judges
-labelled pairs by our verifier and by Math-Verify, which PYTHON has. The last measures what saving costs a training run.
+transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
+labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
+layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last measures what saving costs a run.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ def check(config: Config) -> None:
     """What the user may have got wrong."""
     from falcon_h1r.benchmark.verifier.suite import check_verifier_suite
     from falcon_h1r.evaluation.pooled import read_summaries
+    from falcon_h1r.planning.suite import measured_runs
 
     if config.launch.num_processes > 1:
         raise InputError(f"launch.num_processes={config.launch.num_processes}: benchmarks run in one process")
@@ -38,14 +42,18 @@ def check(config: Config) -> None:
         read_summaries(config.benchmark.runs)
     elif config.benchmark.kind == "verifier":
         check_verifier_suite(config.benchmark)
+    elif config.benchmark.kind == "plan":
+        measured_runs(config.benchmark, config.model.architecture)
 
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
     from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
+    from falcon_h1r.benchmark.layouts_page import run_layouts_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
     from falcon_h1r.evaluation.pooled import pooled_page
+    from falcon_h1r.planning.suite import run_plan_suite
 
     page = Path(config.benchmark.page)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +63,10 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_verifier_suite(config, folder)
     elif config.benchmark.kind == "checkpoint":
         run_checkpoint_suite(config, folder, world)
+    elif config.benchmark.kind == "distributed":
+        run_layouts_suite(config, folder)
+    elif config.benchmark.kind == "plan":
+        run_plan_suite(config, folder, world.device)
     else:
         page.write_text(pooled_page(config.benchmark.runs))
     print(page.read_text())

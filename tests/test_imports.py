@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "rollout", "verifier", "checkpoint", "tracking", "progress", "training_run"),
     ("scaling",),
     ("sft", "grpo", "evaluation", "export", "benchmark"),
-    ("entry", "dry_run"),
+    ("entry", "dry_run", "planning"),
     ("recipes",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

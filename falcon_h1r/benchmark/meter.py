@@ -51,6 +51,11 @@ class PeakMemory:
             self._start = _resident("VmRSS")
 
     @property
+    def start_bytes(self) -> int:
+        """Held when this was made."""
+        return self._start
+
+    @property
     def peak_bytes(self) -> int:
         """Held at most, everything included."""
         if self._device.type == "cuda":
@@ -61,6 +66,14 @@ class PeakMemory:
     def growth_bytes(self) -> int:
         """Held at most beyond the start."""
         return max(0, self.peak_bytes - self._start)
+
+
+def resident_bytes(device: torch.device) -> int:
+    """Held now: on a GPU by tensors, on a CPU by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    _give_back_free_memory()
+    return _resident("VmRSS")
 
 
 def _give_back_free_memory() -> None:

@@ -155,7 +155,7 @@ def training_bytes(config: Config, num_parameters: int, num_ranks: int, num_adap
     With adapters only their part is trained: 16 bytes each, for they are in float32.
 
     All four are in float32 at least, whatever the forward computes in (falcon_h1r.model.precision). ZeRO 1 shards
-    the moments, beside a replica of the weights that it keeps for its own update, 2 gradients too, 3 all.
+    the moments, and a copy of the weights that it keeps for its own update, 2 gradients too, 3 all.
     """
     size, engine = DTYPE_BYTES[config.model.dtype], config.engine
     if num_adapter_parameters:
@@ -163,7 +163,7 @@ def training_bytes(config: Config, num_parameters: int, num_ranks: int, num_adap
         return size * num_parameters / shards + 4.0 * max(4, size) * num_adapter_parameters
     stage, size = engine.zero_stage if engine.name == "deepspeed" else 0, max(4, size)
     divisors = [num_ranks if stage >= sharded_from else 1 for sharded_from in (3, 2, 1)]
-    own_copy = size if 1 <= stage < 3 else 0  # of the weights a rank updates
+    own_copy = size if stage >= 1 else 0  # of the weights a rank updates
     parts = (size, size, 2 * size + own_copy)
     return num_parameters * sum(part / divisor for part, divisor in zip(parts, divisors, strict=True))
 

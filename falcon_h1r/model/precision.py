@@ -7,8 +7,8 @@ other weight too, and there is no second, master copy. What is handed over is ca
 Why not DeepSpeed's bf16 mode, or torch.autocast? DeepSpeed casts every parameter (its `keep_in_fp32_modules` keeps
 buffers only), and its ZeRO-3 lays all partitions into one buffer of a single dtype, so that A_log cannot stay float32
 beside bfloat16 weights. Autocast would also cast the matrix products inside the scan, the norms and the loss, which
-have to stay in float32. With float32 weights, ZeRO holds 16 bytes a parameter as it would with a bfloat16 copy and a
-float32 master (4 weight, 4 gradient, 8 moments against 2, 2, 4 and 8); the price is that weights travel in float32.
+have to stay in float32. The price: ZeRO holds 20 bytes a parameter instead of 16 (4 weight, 4 gradient, 8 moments, and
+4 of a copy that DeepSpeed updates, against 2, 2, 8 and 4), and weights and gradients travel in float32.
 """
 
 from __future__ import annotations
