@@ -12,7 +12,7 @@
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
 transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
 labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
-layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last measures what saving costs a run.
+layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last measures what saving costs.
 """
 
 from __future__ import annotations
