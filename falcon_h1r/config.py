@@ -395,7 +395,7 @@ class VerifierConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: finished runs, pooled; model, verifier, distributed, plan: measured
+    kind: str = "quickstart"  # quickstart: pooled runs; model, verifier, distributed, plan, checkpoint: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
 
@@ -408,6 +408,10 @@ class BenchmarkSuiteConfig:
     peer_python: Optional[str] = None  # an interpreter that has Math-Verify; null: it is not measured
     grpo_problems: int = 1250  # of the batch as GRPO scores it
     grpo_rollouts: int = 8
+
+    # Of checkpoint; model.architecture with random weights, `repeats` rounds.
+    checkpoint_steps: int = 12  # between two saves
+    checkpoint_row_tokens: int = 512  # a step's one row
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])

@@ -223,7 +223,7 @@ def _check_code_verifier(code: CodeVerifierConfig) -> None:
 
 
 def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan"))
+    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint"))
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
@@ -306,6 +306,8 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("verifier.code.num_workers", config.verifier.code.num_workers),
         ("verifier.code.max_tests", config.verifier.code.max_tests),
         ("benchmark.repeats", config.benchmark.repeats),
+        ("benchmark.checkpoint_steps", config.benchmark.checkpoint_steps),
+        ("benchmark.checkpoint_row_tokens", config.benchmark.checkpoint_row_tokens),
         ("benchmark.grpo_problems", config.benchmark.grpo_problems),
         ("benchmark.grpo_rollouts", config.benchmark.grpo_rollouts),
         ("benchmark.num_layers", config.benchmark.num_layers),

@@ -82,7 +82,7 @@ class TrainingRun:
         self._skipped_steps = self._skipped_in_a_row = 0
         self._save_is_due = False
         self._exits = ExitStack()
-        self._saver = Saver(
+        self.saver = Saver(
             folder / CHECKPOINTS,
             config.checkpoint,
             self.world,
@@ -133,7 +133,7 @@ class TrainingRun:
         metrics["skipped_steps"] = float(self._skipped_steps)
         self._stand_at_border({"metrics": metrics, "samples": list(samples)})
         self._finish_border()
-        if self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
+        if self._skipped_in_a_row and self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
             self._give_up(documents())
 
     # -------------------------------------------------------------------------
@@ -167,8 +167,8 @@ class TrainingRun:
             self.world.watch.beat("evaluating", step)
             with self.engine.whole():
                 metrics.update(self._evaluate_dev())
-        if self._saver.num_failures:
-            metrics["failed_saves"] = float(self._saver.num_failures)
+        if self.saver.num_failures:
+            metrics["failed_saves"] = float(self.saver.num_failures)
         self.tracker.log(metrics, step)
         if unlogged["samples"]:
             self.tracker.log_samples(unlogged["samples"])
@@ -180,21 +180,21 @@ class TrainingRun:
         settings, step = self.config.checkpoint, self.engine.steps_done
         minutes = (time.monotonic() - self._saved_at) / 60
         by_the_clock = self.world.is_main and 0 < settings.every_minutes <= minutes
-        stop, due, busy = self.world.sum([self.world.watch.stop_requested, by_the_clock, self._saver.is_busy])
-        self._saver.advance(busy)
+        stop, due, busy = self.world.sum([self.world.watch.stop_requested, by_the_clock, self.saver.is_busy])
+        self.saver.advance(busy)
         if stop:
             raise StopRequested
         self._save_is_due |= bool(due) or bool(settings.every_steps and step % settings.every_steps == 0)
         is_last = step == self.engine.num_steps  # saved by the end of the run
-        if self._save_is_due and not is_last and not self._saver.in_flight:
-            self._save()
+        if self._save_is_due and not is_last and not self.saver.in_flight:
+            self.save()
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Begin to write the state of this border, unless it is where the run came from."""
         self._save_is_due, self._saved_at = False, time.monotonic()
-        if self._border.shared.step != self._saver.last_step:
+        if self._border.shared.step != self.saver.last_step:
             self.world.watch.beat("saving", self.engine.steps_done)
-            self._saver.start(self.engine.fragments(), self._border.generators, self._border.shared)
+            self.saver.start(self.engine.fragments(), self._border.generators, self._border.shared)
 
     # -------------------------------------------------------------------------
     # Beginning and end
@@ -223,12 +223,12 @@ class TrainingRun:
                 raise StopRequested(self._describe_stop()) from None
 
     def _save_and_wait(self) -> None:
-        self._saver.wait()
-        self._save()
-        self._saver.wait()
+        self.saver.wait()
+        self.save()
+        self.saver.wait()
 
     def _describe_stop(self) -> str:
-        step, saver = self._border.shared.step, self._saver
+        step, saver = self._border.shared.step, self.saver
         stopped = f"stopped after step {step} of {self.engine.num_steps}"
         if saver.last_step == step:
             return f"{stopped}; resume=true goes on from {step_folder(saver.root, step)}"
@@ -236,7 +236,7 @@ class TrainingRun:
 
     def _give_up(self, documents: Sequence[Document]) -> None:
         """End a run whose updates come to nothing, with the last batch written out."""
-        self._saver.wait()
+        self.saver.wait()
         step = self.engine.steps_done
         path = self.folder / f"skipped_batch_step_{step:06d}.jsonl"
         if self.world.is_main:

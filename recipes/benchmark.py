@@ -7,11 +7,12 @@
     python recipes/benchmark.py suite=verifier benchmark.peer_python=PYTHON
     python recipes/benchmark.py suite=distributed
     python recipes/benchmark.py suite=plan
+    python recipes/benchmark.py suite=checkpoint
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
 transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
 labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
-layout of ranks and ZeRO stages. The last holds the plan's memory to measured peaks.
+layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last measures what saving costs.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def check(config: Config) -> None:
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
+    from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
@@ -59,6 +61,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_suite(config, folder, world.device)
     elif config.benchmark.kind == "verifier":
         run_verifier_suite(config, folder)
+    elif config.benchmark.kind == "checkpoint":
+        run_checkpoint_suite(config, folder, world)
     elif config.benchmark.kind == "distributed":
         run_layouts_suite(config, folder)
     elif config.benchmark.kind == "plan":

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import falcon_h1r.progress
+import falcon_h1r.tracking
 from falcon_h1r.tracking import Tracker, environment_versions, strip_times
 
 
@@ -159,6 +160,20 @@ def test_wandb_offline_writes_a_run_with_group_job_type_and_step_metric(
     ]
     assert [row["sft/step"] for row in history] == [10, 20, 13]
     assert history[0]["sft/loss"] == 0.1
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_its_wandb_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(falcon_h1r.tracking, "_start_wandb", lambda *arguments: started.append(arguments[-1]))
+    with Tracker(tmp_path / "here", "sft", Config(wandb="offline"), True, {}) as tracker:
+        ids = dict(tracker.ids)
+    for folder in (
+        tmp_path / "here",
+        tmp_path / "elsewhere",
+    ):  # with the folder's file, and with the checkpoint's alone
+        with Tracker(folder, "sft", Config(wandb="offline"), True, {}, resume_step=0, resume_ids=ids) as tracker:
+            assert tracker.ids == ids
+    assert started == [ids["wandb"]] * 3
 
 
 def test_wandb_is_not_imported_unless_switched_on(tmp_path: Path) -> None:

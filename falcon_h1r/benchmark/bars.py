@@ -12,3 +12,4 @@ LOSS_AGREEMENT = 1e-4
 LONG_ROW_TOKENS = 49_152
 TRAIN_ROW_GIB = 8.0  # the process, from there on
 LOSS_GIB = 1.5  # beyond inputs and weights, from there on
+CHECKPOINT_SHARE = 0.05  # of the time between two saves, held up by an asynchronous one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -19,6 +20,7 @@ class BackgroundWork(Generic[T]):
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._outcome: T | BaseException | None = None
+        self.cpu_seconds = 0.0  # that the thread took, once it has ended
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -50,3 +52,4 @@ class BackgroundWork(Generic[T]):
             self._outcome = self._work()
         except BaseException as error:
             self._outcome = error
+        self.cpu_seconds = time.thread_time()

@@ -55,6 +55,7 @@ class Saver:
         self.last_step = last_step  # of the newest whole checkpoint
         self.last_failure: str | None = None
         self.num_failures = 0
+        self.cpu_seconds = 0.0  # of this rank's threads so far
         self._before_naming = before_naming
         self._copies = HostCopies()
         self._flight: _Flight | None = None
@@ -91,6 +92,7 @@ class Saver:
         if flight is None or num_busy:
             return
         outcome = flight.work.outcome() if flight.work is not None else None
+        self.cpu_seconds += flight.work.cpu_seconds if flight.work is not None else 0.0
         own_failure = f"rank {self.world.rank}: {outcome}" if isinstance(outcome, OSError) else None
         written: dict[str, FileRecord] = outcome if isinstance(outcome, dict) else {}
         reports = self.world.gather((own_failure, written))

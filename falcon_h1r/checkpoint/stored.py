@@ -63,7 +63,11 @@ def _own_fault(folder: Path, world: World) -> str | None:
         return str(error)
     if STATE not in files:
         return f"{folder.name}/{STATE}: not in the manifest"
-    return find_fault(folder, world.share(sorted(files.items())))
+    for file in world.share(sorted(files.items())):
+        world.watch.beat("loading")
+        if (fault := find_fault(folder, [file])) is not None:
+            return fault
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,12 @@ class StoredState:
         if differing := sorted(ours ^ self.names):
             where = "not in the checkpoint" if differing[0] in ours else "not trained by this run"
             raise InputError(f"{self.folder}: {differing[0]} is {where}; it holds another model's state")
-        engine.load_state(self.read, self.shared.step, self.shared.updates)
+
+        def read(name: str, kind: str, start: int, length: int) -> Tensor:
+            engine.world.watch.beat("loading")
+            return self.read(name, kind, start, length)
+
+        engine.load_state(read, self.shared.step, self.shared.updates)
 
     def restore_generators(self, rank: int) -> None:
         if (states := self.generators_of(rank)) is not None:

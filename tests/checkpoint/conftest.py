@@ -88,7 +88,7 @@ def _train_upto(training: TrainingRun, documents: Any, config: Config, upto: int
     def finish_and_leave(*arguments: Any) -> None:
         finish_step(*arguments)
         if training.engine.steps_done == upto:
-            training._saver.wait()
+            training.saver.wait()
             raise Abandoned
 
     training.finish_step = finish_and_leave  # type: ignore[method-assign]

@@ -116,6 +116,23 @@ def test_a_finished_run_has_its_last_state_and_no_more_than_it_keeps(train: Trai
     assert done["rows"] == again["rows"]
 
 
+def test_the_clock_of_the_main_rank_saves_on_all(train: Train, run_on_ranks: Any, tmp_path: Path) -> None:
+    config = make_config()
+    never = CheckpointConfig(every_steps=0, every_minutes=0.0)
+    at_once = CheckpointConfig(every_steps=0, every_minutes=1e-9, asynchronous=False)
+
+    def three_steps(world: World) -> int:
+        # The others' clocks do not count: theirs never asks.
+        config.checkpoint = at_once if world.is_main else replace(at_once, every_minutes=1e9)
+        train(world, tmp_path / "clock", config, upto=3)
+        config.checkpoint = never
+        return len(train(world, tmp_path / "never", config)["rows"])
+
+    assert run_on_ranks(2, three_steps) == [NUM_STEPS] * 2
+    assert sorted(path.name for path in (tmp_path / "clock" / CHECKPOINTS).iterdir()) == ["step_000002", "step_000003"]
+    assert not (tmp_path / "never" / CHECKPOINTS).exists()
+
+
 # -----------------------------------------------------------------------------
 # What is not whole
 

@@ -137,3 +137,17 @@ def test_one_draw_never_holds_a_problem_twice_even_across_an_epochs_border() -> 
 )
 def test_a_well_formed_response_thinks_once_then_answers(text: str, expected: bool) -> None:
     assert well_formed(text) is expected
+
+
+def test_a_stream_goes_on_from_its_position_and_from_no_other_problems() -> None:
+    problems = [Problem(str(index), f"question {index}", "7") for index in range(7)]
+    prompts = [[index] for index in range(7)]
+    stream = ProblemStream(problems, prompts, seed=3)
+    stream.take(5)
+    state = stream.state_dict()
+    expected = [problem.uid for _ in range(3) for problem, _ in stream.take(4)]
+    again = ProblemStream(problems, prompts, seed=3)
+    again.load_state_dict(state)
+    assert [problem.uid for _ in range(3) for problem, _ in again.take(4)] == expected
+    with pytest.raises(InputError, match="grpo.data: 6 usable problems, where the checkpoint counts 7"):
+        ProblemStream(problems[:6], prompts[:6], seed=3).load_state_dict(state)

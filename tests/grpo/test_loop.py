@@ -16,6 +16,7 @@ from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.groups import ProblemStream
 from falcon_h1r.grpo.loop import train_step
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
+from falcon_h1r.training_run import SKIPPED
 from falcon_h1r.types import Problem, Rollout
 from falcon_h1r.verifier import Verifier
 
@@ -108,4 +109,24 @@ def test_a_step_without_contrast_moves_the_schedule_and_nothing_else(tiny_model)
         metrics, _ = train_step(engine, AlwaysRight(engine), verifier, stream, config, seed=0)
     assert metrics["num_groups"] == 0
     assert engine.steps_done == 1
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
+    sampler = ScriptedSampler(engine)
+    before = torch.cat([p.detach().flatten() for p in engine.parameters])
+    logprobs = engine.logprobs
+
+    def broken(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        values, entropies = logprobs(*arguments)
+        return (values * float("nan") if torch.is_grad_enabled() else values), entropies
+
+    engine.logprobs = broken  # type: ignore[method-assign]
+    stream = ProblemStream([Problem("0", "question", "7")], [PROMPT], seed=0)
+    with Verifier(after_think=True) as verifier:
+        metrics, batch = train_step(engine, sampler, verifier, stream, GRPOConfig(problems_per_step=1, group_size=4), 0)
+    assert metrics[SKIPPED] == 1.0
+    assert len(batch.groups) == 1
+    assert (engine.steps_done, engine.updates_done) == (1, 0)
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
