@@ -121,6 +121,7 @@ class EngineConfig:
     name: str = "torch"  # torch: a replica on every rank; deepspeed: weights and optimizer sharded
     zero_stage: int = 0
     optimizer_offload: bool = False  # with zero_stage 1 to 3: optimizer state and its update in the CPU's memory
+    zero_json: Optional[str] = None  # a file of DeepSpeed's own settings, bucket sizes and such (launch/zero*.json)
     sequence_parallel: int = 1  # consecutive ranks that share each row
     activation_checkpointing: str = "none"  # none, layer (keep its input) or selective (and attention's output)
     activation_offload: bool = False  # with layer: the inputs wait in the CPU's memory

@@ -30,6 +30,7 @@ from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.config import EngineConfig, OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch, pack_row, weightless_document
+from falcon_h1r.distributed.deepspeed_settings import deepspeed_config
 from falcon_h1r.distributed.engine import Engine, StepOutcome, adamw, set_learning_rate
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT, Fragment, ReadState, load_replica, replica_fragments
 from falcon_h1r.distributed.world import World
@@ -84,27 +85,6 @@ class CheckedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure) if self.is_fit() else None
-
-
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: torch.device) -> dict[str, Any]:
-    """What DeepSpeed is told."""
-    on_gpu = device.type == "cuda"
-    zero: dict[str, Any] = {
-        "stage": engine.zero_stage,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
-        "overlap_comm": engine.zero_stage == 2 and on_gpu,  # at other stages not allowed without its accumulation
-    }
-    if engine.optimizer_offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # only counted by DeepSpeed: rows are packed by us
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": optimizer.clip_grad_norm if engine.zero_stage else 0.0,  # at stage 0 we clip
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # CheckedAdamW is torch's
-        "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
-    }
 
 
 class DeepSpeedEngine(Engine):
