@@ -87,8 +87,8 @@ class MainPost(Post):
         if self.stop is None:
             self.stop = (signal, name)
             self.announce(
-                f"stopping on {signal} to {name}: the unfinished step is discarded and the state saved; a second "
-                "signal ends at once"
+                f"stopping on {signal} to {name}: the unfinished step is discarded and the state of training saved; "
+                "a second signal ends at once"
             )
             self._tell({"kind": "stop", "signal": signal, "name": name})
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import io
 import logging
 import os
+import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from pathlib import Path
 from typing import TextIO
 
 FLUSH_SECONDS = 1.0
+HEADER = "--- "  # begins a file's part that belongs to one process
+STANDSTILL = "Timeout ("  # how faulthandler begins
 STDOUT, STDERR = 1, 2
 
 
@@ -34,6 +38,7 @@ class RankLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank_{self.rank:05d}.log"
         self.file = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
+        self.note(f"{HEADER}rank {self.rank}, process {os.getpid()} on {socket.gethostname()}, {time.ctime()}")
         if self.rank == 0:
             _copy_warnings(self.file)
             return
@@ -54,6 +59,17 @@ class RankLog:
         """To this rank's file, if there is one yet."""
         if self.file is not None:
             print(text, file=self.file, flush=True)
+
+    def stacks_of(self, rank: int) -> str:
+        """What a rank whose Python stood still has yet written of its threads, in this run; "" where nothing."""
+        if self.folder is None:
+            return ""
+        try:
+            text = (self.folder / f"rank_{rank:05d}.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""  # the folder of another machine
+        found = text.rpartition(HEADER)[2].rfind(STANDSTILL)
+        return text.rpartition(HEADER)[2][found:].rstrip() if found >= 0 else ""
 
     def claim_ending(self, job: str, text: str) -> bool:
         """Whether this rank is the first to tell how the job ended, where rank 0 cannot: by a file that only one makes.

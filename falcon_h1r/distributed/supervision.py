@@ -30,6 +30,7 @@ from falcon_h1r.config_errors import CONFIG_ERRORS, one_line
 from falcon_h1r.distributed.lines import connect_ranks
 from falcon_h1r.distributed.posts import MainPost, SidePost
 from falcon_h1r.distributed.rank_log import RankLog, main_thread_stack
+from falcon_h1r.distributed.signals import SignalPipe
 from falcon_h1r.distributed.verdicts import (
     FAILED,
     USAGE_ERROR,
@@ -46,7 +47,6 @@ PULSE_SECONDS = 1.0
 SAME_STOP_SECONDS = 2.0  # launchers and slurm send a stop twice, by different ways
 LINGER_SECONDS = 3.0  # rank 0 stays so long for the others to hear of the end
 AGREE_SECONDS = 3.0  # within which all ranks meet the same mistake; then the one that did tells it
-WAKE = 0
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPS = (*ENDS, signal.SIGUSR1)
 # What a collective says when another rank has gone.
@@ -88,9 +88,7 @@ class Supervisor(Watch):
         self._first_signal_at: float | None = None
         self._pulse_seconds = min(PULSE_SECONDS, settings.lost_seconds / 4)
         self._ticked_at = now
-        self._wake_end, self._wake_start = os.pipe()
-        os.set_blocking(self._wake_start, False)
-        self._handlers = self._take_signals()
+        self._signals = SignalPipe(STOPS)
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -173,7 +171,7 @@ class Supervisor(Watch):
         else:
             if is_lost_connection(error):
                 time.sleep(self.settings.lost_seconds + 2 * PULSE_SECONDS)  # whoever has gone is found meanwhile
-            ending = Ending(f"error: {self._named()} failed {self._place()}:\n{trace}", FAILED)
+            ending = Ending(f"error: {self.own.name} failed {self._place()}:\n{trace}", FAILED)
         self._command(lambda now: self.post.propose(ending, now))
         while True:
             time.sleep(1.0)  # the thread ends this process
@@ -183,13 +181,9 @@ class Supervisor(Watch):
         self._closed.set()
         self._command(lambda now: None)
         self._thread.join()
-        signal.set_wakeup_fd(-1)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.close()
         for line in self.post.lines.values():
             line.close()
-        os.close(self._wake_end)
-        os.close(self._wake_start)
 
     # -------------------------------------------------------------------------
     # The thread
@@ -200,20 +194,20 @@ class Supervisor(Watch):
                 self._tick()
         except Exception:  # a thread that ends in silence would leave the rank without supervision
             trace = traceback.format_exc().rstrip()
-            self._end(Ending(f"error: the supervision of {self._named()} failed:\n{trace}", FAILED), is_speaker=True)
+            self._end(Ending(f"error: the supervision of {self.own.name} failed:\n{trace}", FAILED), is_speaker=True)
         faulthandler.cancel_dump_traceback_later()
 
     def _tick(self) -> None:
         """Wait for news for at most a pulse, then tell, hear and judge."""
         due = max(0.0, self._ticked_at + self._pulse_seconds - time.monotonic())
         poll = select.poll()  # not `select`, which refuses descriptors above 1023
-        for descriptor in (self._wake_end, *(line.fileno() for line in self.post.lines.values())):
-            poll.register(descriptor, select.POLLIN)
-        readable = [descriptor for descriptor, _ in poll.poll(1000 * due)]
+        poll.register(self._signals, select.POLLIN)
+        for line in self.post.lines.values():
+            poll.register(line, select.POLLIN)
+        poll.poll(1000 * due)
         now = time.monotonic()
-        if self._wake_end in readable:
-            for number in os.read(self._wake_end, 64):
-                self._take_signal(number, now)
+        for number in self._signals.read():
+            self._take_signal(number, now)
         is_due = now >= self._ticked_at + self._pulse_seconds
         while not self._commands.empty():
             self._commands.get()(now)
@@ -250,20 +244,17 @@ class Supervisor(Watch):
             return
         silent = now - self._beat_at
         if silent > self.settings.silent_seconds:
-            text = f"error: {self._named()} hangs {self._place()}: no progress for {silent:.0f} s. Its main thread:"
+            text = f"error: {self.own.name} hangs {self._place()}: no progress for {silent:.0f} s. Its main thread:"
             self.post.propose(Ending(f"{text}\n{main_thread_stack()}", FAILED, with_places=True), now)
 
-    def _take_signal(self, number: int, now: float) -> None:
-        if number not in STOPS:
-            return
-        name = signal.Signals(number).name
+    def _take_signal(self, number: signal.Signals, now: float) -> None:
         if number in ENDS and self._first_signal_at is None:
             self._first_signal_at = now
         elif number in ENDS and now - (self._first_signal_at or now) > SAME_STOP_SECONDS:
-            text = f"error: a second {name} reached {self._named()}: ended at once, without saving"
+            text = f"error: a second {number.name} reached {self.own.name}: ended at once, without saving"
             self.post.propose(Ending(text, 128 + number), now)
             return
-        self.post.ask_stop(name, self._named())
+        self.post.ask_stop(number.name, self.own.name)
 
     def _release(self) -> None:
         assert isinstance(self.post, MainPost)
@@ -278,7 +269,7 @@ class Supervisor(Watch):
             faulthandler.dump_traceback(self.log.file)
         if is_speaker and ending.text:
             self.log.flush()
-            self.log.say(ending.text)
+            self.log.say("\n".join([ending.text, *filter(None, map(self.log.stacks_of, ending.lost))]))
         for rank in ending.lost:
             state = self.post.states.get(rank)
             if state is not None and is_here(state):
@@ -295,23 +286,9 @@ class Supervisor(Watch):
             time.sleep(0.02)
             self.post.receive(time.monotonic())
 
-    # -------------------------------------------------------------------------
-
-    def _take_signals(self) -> dict[int, signal.Handlers | Callable[..., object] | int | None]:
-        """Have the C handlers of the stop signals write into the pipe. What was ignored (nohup) stays so."""
-        taken = {}
-        signal.set_wakeup_fd(self._wake_start, warn_on_full_buffer=False)
-        for number in STOPS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                taken[int(number)] = signal.signal(number, lambda *_: None)
-        return taken
-
     def _command(self, command: Command) -> None:
         self._commands.put(command)
-        os.write(self._wake_start, bytes([WAKE]))
-
-    def _named(self) -> str:
-        return self.own.name
+        self._signals.wake()
 
     def _place(self) -> str:
         return RankState(0, step=self._step, phase=self._phase).place

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def stand_in(config: Config, folder: Path, world: World) -> None:
 
     plan = {"what": "nothing", "rank": 1, "step": 3, "num_steps": 1000, **json.loads(os.environ.get("STAND_IN", "{}"))}
     (folder / f"pid_{world.rank}").write_text(str(os.getpid()))
+    warnings.warn(f"a warning of rank {world.rank}", stacklevel=1)
     world.barrier()
     for step in range(plan["num_steps"]):
         world.watch.beat("training", step)
