@@ -30,9 +30,7 @@ class Run:
     def __init__(self, folder: Path, command: list[str], plan: dict[str, object], environment: dict[str, str]) -> None:
         self.folder = folder
         self.console_path = folder.with_name(folder.name + "_console")
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "RANK", "LOCAL_"))
-        }
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "STAND_IN": json.dumps(plan), **environment}
         with open(self.console_path, "w") as console:
             self.launcher = subprocess.Popen(
