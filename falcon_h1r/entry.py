@@ -178,10 +178,11 @@ def _run_rank(outcome: Config | InputError, stage: str, recipe: Recipe, check_in
         run = world.on_main(lambda: _open_run(config, stage, world.size, check_inputs))
         supervisor.open_log(run.folder)
         world = world.sharing_rows(config.engine.sequence_parallel, timedelta(seconds=limits.collective_seconds))
-        recipe(run.config, run.folder, world)
-    except StopRequested:
-        status = STOPPED
-        supervisor.leave(status, lambda: _tell_of_stop(supervisor, run))
+        with supervisor.interruptible():
+            recipe(run.config, run.folder, world)
+    except StopRequested as stop:
+        status, words = STOPPED, str(stop)
+        supervisor.leave(status, lambda: _tell_of_stop(supervisor, words))
     except BaseException as error:
         if isinstance(error, InputError) and world.is_main and run is not None:
             give_back_folder(run)
@@ -222,10 +223,9 @@ def _open_run(config: Config, stage: str, num_ranks: int, check_inputs: Check) -
     return open_run(config, stage, num_ranks)
 
 
-def _tell_of_stop(supervisor: Supervisor, run: OpenRun | None) -> None:
-    """Rank 0's last words when all ranks have left because of a stop; and slurm's part."""
-    goes_on = f"; run_dir={run.folder} resume=true goes on" if run is not None else ""
-    print(f"stopped by {supervisor.stop_signal or 'request'}{goes_on}", file=sys.stderr, flush=True)
+def _tell_of_stop(supervisor: Supervisor, words: str) -> None:
+    """Rank 0's last words when all ranks have left because of a stop, among them the recipe's own; and slurm's part."""
+    print(f"{supervisor.stop_signal or 'stop'}: {words or 'stopped'}", file=sys.stderr, flush=True)
     job_id = os.environ.get("SLURM_JOB_ID")
     if supervisor.stop_signal == "SIGUSR1" and supervisor.settings.requeue and job_id:
         print(requeue(job_id), file=sys.stderr, flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 
 WAKE = 0  # no signal has this number
 
@@ -12,15 +13,18 @@ WAKE = 0  # no signal has this number
 class SignalPipe:
     """Made by the main thread, and read by another when `poll` says so. It has the process's wakeup descriptor."""
 
-    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
-        """What was ignored (by nohup, say) stays so."""
+    def __init__(self, numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
+        """
+        Args:
+            handler: Python's, for the main thread. A signal that was ignored (by nohup, say) stays so.
+        """
         self._end, self._start = os.pipe()
         os.set_blocking(self._start, False)
         os.set_blocking(self._end, False)
         signal.set_wakeup_fd(self._start, warn_on_full_buffer=False)
         taken = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
         # The C handler, which writes into the pipe, is there only with one of Python's.
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in taken}
+        self._handlers = {number: signal.signal(number, handler) for number in taken}
 
     def fileno(self) -> int:
         return self._end

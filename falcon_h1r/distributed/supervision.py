@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -40,7 +41,7 @@ from falcon_h1r.distributed.verdicts import (
     process_start,
     this_machine,
 )
-from falcon_h1r.distributed.watch import Watch
+from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 
 PULSE_SECONDS = 1.0
@@ -88,7 +89,8 @@ class Supervisor(Watch):
         self._first_signal_at: float | None = None
         self._pulse_seconds = min(PULSE_SECONDS, settings.lost_seconds / 4)
         self._ticked_at = now
-        self._signals = SignalPipe(STOPS)
+        self._can_interrupt, self._interrupts = False, False
+        self._signals = SignalPipe(STOPS, self._interrupt_main)
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
@@ -124,6 +126,18 @@ class Supervisor(Watch):
             self._beats += 1
             self._beat_at = time.monotonic()
             self._phase, self._excused_until = before
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """While it lasts, a stop before the first beat raises StopRequested in the main thread, wherever that is.
+
+        Before there are steps there is no state to save, and nothing that would ask whether to stop.
+        """
+        self._can_interrupt = True
+        try:
+            yield
+        finally:
+            self._can_interrupt = False
 
     @property
     def stop_requested(self) -> bool:
@@ -194,7 +208,9 @@ class Supervisor(Watch):
                 self._tick()
         except Exception:  # a thread that ends in silence would leave the rank without supervision
             trace = traceback.format_exc().rstrip()
-            self._end(Ending(f"error: the supervision of {self.own.name} failed:\n{trace}", FAILED), is_speaker=True)
+            ending = Ending(f"error: the supervision of {self.own.name} failed:\n{trace}", FAILED)
+            self.post.propose(ending, time.monotonic())
+            self._end(ending, is_speaker=self.is_main)
         faulthandler.cancel_dump_traceback_later()
 
     def _tick(self) -> None:
@@ -224,6 +240,9 @@ class Supervisor(Watch):
             # If Python's lock is held, this thread cannot look after its own; the stacks are written without it.
             seconds = 0.8 * self.settings.lost_seconds
             faulthandler.dump_traceback_later(seconds, file=self.log.file or self.log.console)
+        if self.post.stop is not None and self._can_interrupt and not self._is_held and not self._interrupts:
+            self._interrupts = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)  # also out of a system call
         if self.post.ending is not None:
             self._end(self.post.ending, is_speaker=self.is_main)
         if isinstance(self.post, MainPost) and self.post.all_left:
@@ -255,6 +274,12 @@ class Supervisor(Watch):
             self.post.propose(Ending(text, 128 + number), now)
             return
         self.post.ask_stop(number.name, self.own.name)
+
+    def _interrupt_main(self, number: int, frame: FrameType | None) -> None:
+        """Called in the main thread, after the pipe has been written."""
+        if self._interrupts and self._can_interrupt and not self._is_held:
+            self._can_interrupt = False
+            raise StopRequested
 
     def _release(self) -> None:
         assert isinstance(self.post, MainPost)

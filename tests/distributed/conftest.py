@@ -51,7 +51,8 @@ class SupervisedRanks:
             supervisor = Supervisor(world, settings)
             supervisor.open_log(self.folder)
             try:
-                work(replace(world, watch=supervisor))
+                with supervisor.interruptible():
+                    work(replace(world, watch=supervisor))
             except StopRequested:
                 supervisor.leave(STOPPED, lambda: print(f"stopped by {supervisor.stop_signal}", flush=True))
                 os._exit(STOPPED)

@@ -103,8 +103,42 @@ def test_a_rank_that_waits_for_one_that_has_stopped_ends_with_it(ranks: Supervis
     assert "error" not in ranks.console
 
 
+def test_work_that_has_nothing_to_save_is_left_at_once(ranks: SupervisedRanks) -> None:
+    """Rank 0 curates, and never asks; the others wait for it. The signal is rank 1's."""
+
+    def work(world: World) -> None:
+        if world.is_main:
+            (ranks.folder / "under_way").touch()
+            time.sleep(60.0)
+        world.barrier()
+
+    ranks.start(2, work, PATIENT)
+    ranks.reach("under_way")
+    ranks.signal(1, signal.SIGTERM)
+    assert ranks.statuses(seconds=30) == [75, 75]
+    assert "error" not in ranks.console
+
+
+def test_work_that_beats_is_not_interrupted(ranks: SupervisedRanks) -> None:
+    def work(world: World) -> None:
+        world.watch.beat("training", 0)
+        (ranks.folder / "under_way").touch()
+        while not world.watch.stop_requested:
+            time.sleep(0.01)
+        time.sleep(0.5)  # an exception would come by now
+        (ranks.folder / "saved").touch()
+        raise StopRequested
+
+    ranks.start(1, work, PATIENT)
+    ranks.reach("under_way")
+    ranks.signal(0, signal.SIGTERM)
+    assert ranks.statuses() == [75]
+    assert (ranks.folder / "saved").exists()
+
+
 def test_a_second_signal_ends_at_once(ranks: SupervisedRanks) -> None:
     def work(world: World) -> None:
+        world.watch.beat("training", 0)
         (ranks.folder / "under_way").touch()
         with world.watch.long("saving"):
             time.sleep(60.0)
@@ -245,8 +279,9 @@ def test_a_failing_supervisor_ends_the_job_and_says_so(ranks: SupervisedRanks) -
         world.watch.post.report = None  # type: ignore[attr-defined]
 
     ranks.start(2, train(ranks, spoil), PATIENT)
-    assert ranks.statuses() == [1, 1]
-    assert "the supervision of rank 1" in ranks.console and "TypeError" in ranks.console
+    assert ranks.statuses() == [1, 1], ranks.console + ranks.log(1)
+    assert ranks.console.count("error:") == 1
+    assert "the supervision of rank 1" in ranks.console, ranks.log(1) and "TypeError" in ranks.console
 
 
 def test_a_rank_alone_is_supervised_too(monkeypatch: pytest.MonkeyPatch) -> None:

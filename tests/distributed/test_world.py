@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 from falcon_h1r.config import SupervisionConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
-from tests.integration.test_launch import ROOT
 
 CPU = torch.device("cpu")
 
 
-def deadline_of(group: dist.ProcessGroup) -> timedelta:
-    return group._get_backend(CPU).options._timeout
+def deadline_of(group: dist.ProcessGroup) -> float:
+    return group._get_backend(CPU).options._timeout.total_seconds()
 
 
-def test_meetings_and_collectives_have_deadlines_of_their_own(tmp_path) -> None:
+def test_meetings_and_collectives_have_deadlines_of_their_own() -> None:
     """Of two ranks that a launcher started, as `World.start` makes them."""
-    script = tmp_path / "rank.py"
-    script.write_text(
-        "from tests.distributed.test_world import tell_deadlines\n"
-        "tell_deadlines()\n"
-    )  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == ["gloo,360,100,100"] * 2
+    store = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=60), wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    told: Any = context.SimpleQueue()
 
+    def start(rank: int) -> None:
+        PartialState._reset_state()
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE="True")
+        world = World.start(2, SupervisionConfig(wait_seconds=300.0, collective_seconds=100.0))
+        groups = (world.group, dist.group.WORLD, world.sequence.group)
+        told.put((dist.get_backend(world.group), [deadline_of(group) for group in groups if group is not None]))
+        world.stop()
 
-def tell_deadlines() -> None:
-    world = World.start(2, SupervisionConfig(wait_seconds=300.0, collective_seconds=100.0))
-    assert world.group is not None and world.group is not dist.group.WORLD
-    assert world.sequence.group is not None and dist.group.WORLD is not None
-    seconds = [deadline_of(group).total_seconds() for group in (world.group, dist.group.WORLD, world.sequence.group)]
-    told = ",".join(f"{number:g}" for number in seconds)
-    os.write(1, f"{dist.get_backend(world.group)},{told}\n".encode())
-    world.stop()
+    processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [told.get() for _ in processes] == [("gloo", [360.0, 100.0, 100.0])] * 2
 
 
 class Recorder(Watch):

@@ -45,7 +45,7 @@ def stand_in(config: Config, folder: Path, world: World) -> None:
             if world.is_main:
                 (folder / "saved").write_text(str(step))
             world.barrier()
-            raise StopRequested
+            raise StopRequested(f"stopped in step {step}, and saved")
         if world.is_main:
             (folder / "step").write_text(str(step))
 

@@ -104,7 +104,8 @@ def test_a_signal_to_the_launcher_saves_and_leaves(start_run: StartRun) -> None:
     run.launcher.send_signal(signal.SIGTERM)
     assert run.status(seconds=30) == 75
     assert (run.folder / "saved").exists()
-    assert run.console.splitlines()[-1] == f"stopped by SIGTERM; run_dir={run.folder} resume=true goes on"
+    step = (run.folder / "saved").read_text()
+    assert run.console.splitlines()[-1] == f"SIGTERM: stopped in step {step}, and saved"
     assert run.errors == []
     for rank in (0, 1):
         log = (run.folder / f"logs/rank_{rank:05d}.log").read_text()
@@ -122,7 +123,7 @@ def test_every_launcher_passes_a_stop_on(start_run: StartRun, launcher: list[str
     status = run.status(seconds=30)
     assert status == 75 if launcher is OURS else status != 0
     assert (run.folder / "saved").exists()
-    assert f"stopped by {number.name}" in run.console
+    assert f"{number.name}: stopped in step" in run.console
 
 
 @pytest.mark.slow
