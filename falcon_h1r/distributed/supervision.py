@@ -10,7 +10,6 @@ import faulthandler
 import math
 import os
 import queue
-import re
 import secrets
 import select
 import signal
@@ -24,10 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import torch.distributed as dist
-
 from falcon_h1r.config import SupervisionConfig
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line
+from falcon_h1r.distributed.collective_errors import is_lost_connection
 from falcon_h1r.distributed.lines import connect_ranks
 from falcon_h1r.distributed.posts import MainPost, SidePost
 from falcon_h1r.distributed.rank_log import RankLog, main_thread_stack
@@ -50,8 +48,6 @@ LINGER_SECONDS = 3.0  # rank 0 stays so long for the others to hear of the end
 AGREE_SECONDS = 3.0  # within which all ranks meet the same mistake; then the one that did tells it
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPS = (*ENDS, signal.SIGUSR1)
-# What a collective says when another rank has gone.
-LOST_CONNECTION = re.compile(r"gloo|nccl|process ?group|connection (was )?(closed|reset)|broken pipe", re.IGNORECASE)
 
 Command = Callable[[float], None]
 
@@ -317,15 +313,3 @@ class Supervisor(Watch):
 
     def _place(self) -> str:
         return RankState(0, step=self._step, phase=self._phase).place
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error tells that another rank has gone, rather than what happened to it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, dist.DistError) or (
-            isinstance(cause, (RuntimeError, OSError)) and LOST_CONNECTION.search(str(cause))
-        ):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

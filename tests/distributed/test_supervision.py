@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from falcon_h1r.config import SupervisionConfig
-from falcon_h1r.distributed.supervision import Supervisor, is_lost_connection
+from falcon_h1r.distributed.collective_errors import is_lost_connection
+from falcon_h1r.distributed.supervision import Supervisor
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 from falcon_h1r.types import InputError
