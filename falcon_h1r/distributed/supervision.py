@@ -45,6 +45,7 @@ from falcon_h1r.distributed.world import World
 PULSE_SECONDS = 1.0
 SAME_STOP_SECONDS = 2.0  # launchers and slurm send a stop twice, by different ways
 LINGER_SECONDS = 3.0  # rank 0 stays so long for the others to hear of the end
+END_SECONDS = 20.0  # within which a process has ended, once it knows that it has to
 AGREE_SECONDS = 3.0  # within which all ranks meet the same mistake; then the one that did tells it
 ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STOPS = (*ENDS, signal.SIGUSR1)
@@ -283,6 +284,8 @@ class Supervisor(Watch):
 
     def _end(self, ending: Ending, is_speaker: bool) -> NoReturn:
         """End this process, whatever its main thread does. Rank 0's ends last, so that all have heard why."""
+        # Should writing the last words take for ever (a file system that hangs), the process ends without this thread.
+        faulthandler.dump_traceback_later(END_SECONDS, exit=True, file=self.log.file or self.log.console)
         if self.post.is_alone:
             is_speaker = self.log.claim_ending(self.job, ending.text)
         self.log.note(f"ended with status {ending.status}: {ending.text}")
