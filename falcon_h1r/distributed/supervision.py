@@ -266,11 +266,17 @@ class Supervisor(Watch):
     def _take_signal(self, number: signal.Signals, now: float) -> None:
         if number in ENDS and self._first_signal_at is None:
             self._first_signal_at = now
-        elif number in ENDS and now - (self._first_signal_at or now) > SAME_STOP_SECONDS:
+        elif number in ENDS and self._is_second(number, now):
             text = f"error: a second {number.name} reached {self.own.name}: ended at once, without saving"
             self.post.propose(Ending(text, 128 + number), now)
             return
         self.post.ask_stop(number.name, self.own.name)
+
+    def _is_second(self, number: signal.Signals, now: float) -> bool:
+        """Whether somebody has lost patience. Slurm repeats its SIGTERM, and kills when it has."""
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            return False
+        return self._first_signal_at is not None and now - self._first_signal_at > SAME_STOP_SECONDS
 
     def _interrupt_main(self, number: int, frame: FrameType | None) -> None:
         """Called in the main thread, after the pipe has been written."""

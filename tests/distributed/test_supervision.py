@@ -153,6 +153,24 @@ def test_a_second_signal_ends_at_once(ranks: SupervisedRanks) -> None:
     assert ranks.console.count("a second SIGINT reached rank 1") == 1
 
 
+def test_slurms_repeated_sigterm_is_one_stop(ranks: SupervisedRanks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+
+    def work(world: World) -> None:
+        world.watch.beat("training", 0)
+        (ranks.folder / "under_way").touch()
+        with world.watch.long("saving"):
+            time.sleep(3.5)
+        raise StopRequested
+
+    ranks.start(1, work, PATIENT)
+    ranks.reach("under_way")
+    ranks.signal(0, signal.SIGTERM)
+    time.sleep(2.5)
+    ranks.signal(0, signal.SIGTERM)
+    assert ranks.statuses() == [75]
+
+
 def test_an_exception_is_told_once_and_ends_all(ranks: SupervisedRanks) -> None:
     ranks.start(3, train(ranks, fail), PATIENT)
     assert ranks.statuses() == [1, 1, 1]
