@@ -12,6 +12,7 @@ from typing import Any
 
 from falcon_h1r.config import (
     BenchmarkSuiteConfig,
+    CheckpointConfig,
     CodeVerifierConfig,
     Config,
     CurateConfig,
@@ -22,6 +23,7 @@ from falcon_h1r.config import (
     ModelConfig,
     OptimizerConfig,
     PlanConfig,
+    SupervisionConfig,
 )
 from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
@@ -60,6 +62,8 @@ def check_config(config: Config) -> None:
     _check_lora(config.model.lora)
     _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
     _check_engine(config)
+    _check_checkpoint(config.checkpoint)
+    _check_supervision(config.supervision)
     _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     measured_by = config.curate.weights.measured_by
     _one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
@@ -134,9 +138,35 @@ def _check_engine(config: Config) -> None:
     engine = config.engine
     _at_least("engine.sequence_parallel", engine.sequence_parallel, 1)
     _one_of("engine.activation_checkpointing", engine.activation_checkpointing, CHECKPOINTING_MODES)
+    _at_least("engine.zero_stage", engine.zero_stage, 0)
+    if engine.zero_stage > 3:
+        raise InputError(f"engine.zero_stage={engine.zero_stage}: has to be at most 3")
+    if engine.zero_stage and engine.name != "deepspeed":
+        raise InputError(f"engine.zero_stage={engine.zero_stage}: needs engine.name=deepspeed, not {engine.name}")
+    if engine.optimizer_offload and engine.name != "deepspeed":
+        raise InputError(f"engine.optimizer_offload=true: needs engine.name=deepspeed, not {engine.name}")
+    if engine.optimizer_offload and not engine.zero_stage:
+        raise InputError("engine.optimizer_offload=true: needs engine.zero_stage=1, 2 or 3, not 0")
     mode = engine.activation_checkpointing
     if engine.activation_offload and mode != "layer":
         raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")
+
+
+def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
+    _at_least("checkpoint.every_steps", checkpoint.every_steps, 0)
+    _at_least("checkpoint.every_minutes", checkpoint.every_minutes, 0.0)
+    _at_least("checkpoint.keep", checkpoint.keep, 1)
+
+
+def _check_supervision(supervision: SupervisionConfig) -> None:
+    for name in ("silent_seconds", "lost_seconds", "wait_seconds", "collective_seconds"):
+        _at_least(f"supervision.{name}", getattr(supervision, name), 1.0)
+    _at_least("supervision.max_skipped_steps", supervision.max_skipped_steps, 0)
+    if supervision.silent_seconds < supervision.lost_seconds:
+        raise InputError(
+            f"supervision.silent_seconds={supervision.silent_seconds}: below lost_seconds="
+            f"{supervision.lost_seconds}; a rank at work gives signs of life far more often than it makes progress"
+        )
 
 
 def _check_lora(lora: LoRAConfig) -> None:

@@ -227,6 +227,17 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("model.lora.target_modules=[lm_head]", "model.lora.target_modules=lm_head: the loss, which reads"),
         ("model.lora.target_modules=[embed_tokens]", "model.lora.target_modules=embed_tokens: not one of q_proj"),
         ("launch.num_nodes=0", "launch.num_nodes=0"),
+        ("engine.zero_stage=4", "engine.zero_stage=4: has to be at most 3"),
+        ("engine.zero_stage=2", "engine.zero_stage=2: needs engine.name=deepspeed, not torch"),
+        ("engine.optimizer_offload=true", "engine.optimizer_offload=true: needs engine.name=deepspeed, not torch"),
+        ("engine={name: deepspeed, optimizer_offload: true}", "engine.optimizer_offload=true: needs engine.zero_stage"),
+        ("checkpoint.every_steps=-1", "checkpoint.every_steps=-1: has to be at least 0"),
+        ("checkpoint.every_minutes=-1", "checkpoint.every_minutes=-1.0: has to be at least 0"),
+        ("checkpoint.keep=0", "checkpoint.keep=0: has to be at least 1"),
+        ("supervision.lost_seconds=0", "supervision.lost_seconds=0.0: has to be at least 1"),
+        ("supervision.wait_seconds=-5", "supervision.wait_seconds=-5.0: has to be at least 1"),
+        ("supervision.silent_seconds=20", "supervision.silent_seconds=20.0: below lost_seconds=30.0"),
+        ("supervision.max_skipped_steps=-1", "supervision.max_skipped_steps=-1: has to be at least 0"),
         ("scaling.trace_score=best", "scaling.trace_score=best"),
         ("scaling.keep_share=10", "scaling.keep_share=10"),
         ("verifier.code.num_workers=0", "verifier.code.num_workers=0"),
@@ -247,13 +258,11 @@ def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one(r
     assert "grpo.rollout.name" not in message, "SFT draws no rollouts"
 
 
-def test_several_nodes_need_a_launcher(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv("RANK", raising=False)
+def test_several_nodes_need_a_launcher() -> None:
     config = Config()
     config.launch.num_nodes = 2
     with pytest.raises(InputError, match=r"launch\.num_nodes=2"):
-        entry._run_on_ranks(config, "sft", lambda *_: pytest.fail("ran on one node"))
+        entry._launch(config)
 
 
 # -----------------------------------------------------------------------------

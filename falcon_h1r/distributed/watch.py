@@ -6,16 +6,34 @@ Every rank's own work reports through `world.watch`. In a run it is the supervis
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
+
 
 class StopRequested(Exception):
-    """The run has been told to stop: the unfinished step is discarded, the state saved, the process ends."""
+    """The run has been told to stop: the unfinished step is discarded, the state saved, the process ends.
+
+    A recipe that lets it pass ends with the status of a stopped run (75); one that returns has finished.
+    """
 
 
 class Watch:
     """One that watches nothing and never asks to stop."""
 
     def beat(self, phase: str, step: int | None = None) -> None:
-        """This rank's main thread has come on: it is in `phase` ("training", "sampling", ...) of `step`."""
+        """This rank's main thread has come on: it is in `phase` ("training", "sampling", ...) of `step`.
+
+        From the first beat on, a rank that neither beats nor waits for others is expected to beat again within
+        `supervision.silent_seconds`; `long` excuses it.
+        """
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """While it lasts, this rank waits for others, and is not held to beat. `World`'s meetings are marked by it."""
+        return nullcontext()
+
+    def long(self, phase: str, seconds: float = math.inf) -> AbstractContextManager[None]:
+        """While it lasts, one thing is done that cannot beat (loading weights): silence is no hang for `seconds`."""
+        return nullcontext()
 
     @property
     def stop_requested(self) -> bool:

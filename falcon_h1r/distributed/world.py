@@ -1,38 +1,44 @@
 """The processes of a run: who am I, how many are we, and the few things we tell each other.
 
-One process needs no launcher. `relaunch` turns a plain `python recipes/x.py` into `launch.num_processes` ranks;
-under torchrun or `accelerate launch` the ranks are there already.
+Whoever started the ranks (falcon_h1r.distributed.launcher, torchrun, deepspeed, accelerate) described them in the
+environment.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from falcon_h1r.config import SupervisionConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.model.sequence import ALONE, SequenceGroup
 from falcon_h1r.types import InputError
 
 T = TypeVar("T")
 
-# Ranks wait for each other while one samples, verifies or saves: on the CPU group, with a deadline of its own.
-WAIT_LIMIT = timedelta(hours=6)
+# The supervisor watches over supervision.wait_seconds, and names who was waited for; gloo's own deadline, which names
+# nobody, comes after it.
+BACKSTOP_SECONDS = 60.0
+# What was under way when a collective of NCCL missed its deadline; where nobody has set it otherwise.
+FLIGHT_RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "2000",  # collectives
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This rank among all. Collectives on Python objects and numbers go over a CPU group, never over the GPUs'.
+    """This rank among all. Collectives on Python objects and numbers, "meetings", go over a CPU group, never the GPUs'.
+
+    A rank may wait in a meeting while another samples, verifies, tokenises, downloads or saves: they have a deadline of
+    hours, and the watch knows that the rank waits. Work of uneven length ends with one before a collective of the GPUs.
 
     The ranks form a grid: `sequence.size` consecutive ones share each row, and so see the same data.
     """
@@ -45,17 +51,37 @@ class World:
     watch: Watch = field(default_factory=Watch, compare=False)
 
     @classmethod
-    def start(cls, sequence_parallel: int = 1) -> World:
+    def start(cls, sequence_parallel: int = 1, supervision: SupervisionConfig | None = None) -> World:
         """Join the process group that the launcher describes, or be alone.
+
+        Args:
+            supervision: the deadlines of meetings (`wait_seconds`, on the CPU's group) and of the GPUs' collectives.
 
         Raises:
             InputError: where `sequence_parallel` does not divide the ranks.
         """
+        limits = supervision or SupervisionConfig()
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=WAIT_LIMIT)
-        group = dist.new_group(backend="gloo", timeout=WAIT_LIMIT) if state.num_processes > 1 else None
-        sequence = join_sequence_group(state.process_index, state.num_processes, sequence_parallel)
-        return cls(state.process_index, state.num_processes, state.device, group, sequence)
+        if torch.cuda.is_available():
+            for name, value in FLIGHT_RECORDER.items():
+                os.environ.setdefault(name, value)
+        collectives = timedelta(seconds=limits.collective_seconds)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=collectives)
+        wait = timedelta(seconds=limits.wait_seconds + BACKSTOP_SECONDS)
+        group = dist.new_group(backend="gloo", timeout=wait) if state.num_processes > 1 else None
+        world = cls(state.process_index, state.num_processes, state.device, group)
+        return world.sharing_rows(sequence_parallel, collectives)
+
+    def sharing_rows(self, degree: int, collectives: timedelta | None = None) -> World:
+        """This world with groups of `degree` consecutive ranks that share each row; every rank has to make them.
+
+        Args:
+            collectives: the deadline of the groups' collectives, which are the GPUs'; None: torch's own.
+
+        Raises:
+            InputError: where the degree does not divide the ranks.
+        """
+        return replace(self, sequence=join_sequence_group(self.rank, self.size, degree, collectives))
 
     @property
     def is_main(self) -> bool:
@@ -75,7 +101,8 @@ class World:
         if self.group is None:
             return list(values)
         totals = torch.tensor(list(values), dtype=torch.float64)
-        dist.all_reduce(totals, group=self.group)
+        with self.watch.waiting():
+            dist.all_reduce(totals, group=self.group)
         return totals.tolist()
 
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
@@ -91,7 +118,8 @@ class World:
         if self.group is None:
             return [value]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self.group)
+        with self.watch.waiting():
+            dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
     def broadcast(self, value: T) -> T:
@@ -99,7 +127,8 @@ class World:
         if self.group is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        with self.watch.waiting():
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -118,7 +147,8 @@ class World:
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.group is not None:
-            dist.barrier(group=self.group)
+            with self.watch.waiting():
+                dist.barrier(group=self.group)
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part of a list: every size-th item from its rank on."""
@@ -131,7 +161,7 @@ class World:
             dist.destroy_process_group()
 
 
-def join_sequence_group(rank: int, num_ranks: int, degree: int) -> SequenceGroup:
+def join_sequence_group(rank: int, num_ranks: int, degree: int, collectives: timedelta | None = None) -> SequenceGroup:
     """This rank's group of `degree` consecutive ranks. Every rank makes every group, as torch wants it.
 
     Raises:
@@ -141,32 +171,7 @@ def join_sequence_group(rank: int, num_ranks: int, degree: int) -> SequenceGroup
         raise InputError(f"engine.sequence_parallel={degree}: does not divide the {num_ranks} processes")
     if degree == 1:
         return ALONE
-    groups = [dist.new_group(list(range(first, first + degree))) for first in range(0, num_ranks, degree)]
-    return SequenceGroup(rank % degree, degree, groups[rank // degree])
-
-
-def launched() -> bool:
-    """Whether a launcher already started this process as one of several ranks."""
-    return "LOCAL_RANK" in os.environ or "RANK" in os.environ
-
-
-def relaunch(num_processes: int) -> NoReturn:
-    """Become the launcher of `num_processes` ranks with the same command line, one thread a rank; exits with them.
-
-    This is torchrun without its own account of a failure: a rank that fails has already said why.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    options = [
-        "--standalone",
-        "--monitor-interval=1",  # seconds; its default looks ten times as often, at a tenth of a core
-        f"--nproc-per-node={num_processes}",
+    groups = [
+        dist.new_group(list(range(first, first + degree)), timeout=collectives) for first in range(0, num_ranks, degree)
     ]
-    try:
-        torchrun.run(torchrun.parse_args([*options, *sys.argv]))
-    except ChildFailedError as failed:
-        rank, first = failed.get_first_failure()
-        if first.exitcode < 0:
-            print(f"error: rank {rank} was killed by signal {-first.exitcode}", file=sys.stderr)
-        sys.exit(max(1, first.exitcode))
-    sys.exit(0)
+    return SequenceGroup(rank % degree, degree, groups[rank // degree])
