@@ -6,34 +6,25 @@ Run before anything is loaded; imports no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from falcon_h1r.config import (
-    BenchmarkSuiteConfig,
-    CheckpointConfig,
     CodeVerifierConfig,
     Config,
     CurateConfig,
-    DoctorConfig,
     GRPOConfig,
     LimitsConfig,
     LoRAConfig,
     ModelConfig,
     OptimizerConfig,
-    PlanConfig,
-    SupervisionConfig,
 )
+from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
+from falcon_h1r.config_rules import at_least, one_of, share
+from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
 from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
 CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
-BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
-DOCTOR_CHECKS = (
-    *("versions", "host", "checkpoint", "file system", "verifier"),
-    *("kernels", "collectives", "engine", "sampler", "resume"),
-)
-BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 PASSED_BY = {  # modules whose weights are read by something else than the module's own forward
     "conv1d": "the convolution, which reads this module's weight,",
     "out_proj": "fused kernels, which read this module's weight,",
@@ -58,31 +49,31 @@ def check_config(config: Config) -> None:
     Raises:
         InputError: on the first that is found.
     """
-    _one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
+    one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
     _check_lora(config.model.lora)
-    _one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
+    one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
     _check_engine(config)
     _check_checkpoint(config.checkpoint)
     _check_supervision(config.supervision)
-    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     measured_by = config.curate.weights.measured_by
-    _one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
-    _one_of("sft.overlong", config.sft.overlong, ("drop", "trim"))
-    _one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
-    _one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
-    _one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
+    one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
+    one_of("sft.overlong", config.sft.overlong, ("drop", "trim"))
+    one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
+    one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
+    one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
     for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
         _check_optimizer(f"{stage}.optimizer", optimizer)
     _check_limits("sft.limits", config.sft.limits)
     _check_limits("grpo.limits", config.grpo.limits)
     _check_limits("evaluate.limits", config.evaluate.limits)
-    _share("grpo.selection.keep_unsolved_share", config.grpo.selection.keep_unsolved_share)
+    share("grpo.selection.keep_unsolved_share", config.grpo.selection.keep_unsolved_share)
     for name in ("keep_share", "vote_share", "consensus_share"):
-        _share(f"scaling.{name}", getattr(config.scaling, name))
+        share(f"scaling.{name}", getattr(config.scaling, name))
     if config.sft.num_epochs <= 0:
         raise InputError(f"sft.num_epochs={config.sft.num_epochs}: has to be above 0")
-    _at_least("dry_run_steps", config.dry_run_steps, 0)
-    _at_least("grpo.max_backfill_rounds", config.grpo.max_backfill_rounds, 0)
+    at_least("dry_run_steps", config.dry_run_steps, 0)
+    at_least("grpo.max_backfill_rounds", config.grpo.max_backfill_rounds, 0)
     if config.evaluate.temperature <= 0:
         raise InputError(
             f"evaluate.temperature={config.evaluate.temperature}: samples need a temperature above 0 (one greedy "
@@ -93,14 +84,14 @@ def check_config(config: Config) -> None:
     if config.verifier.deadline_seconds <= 0:
         raise InputError(f"verifier.deadline_seconds={config.verifier.deadline_seconds}: has to be above 0")
     for name in config.verifier.fallbacks:
-        _one_of("verifier.fallbacks", name, ANSWER_FALLBACKS)
+        one_of("verifier.fallbacks", name, ANSWER_FALLBACKS)
     _check_code_verifier(config.verifier.code)
     for key, number in _counts(config):
-        _at_least(key, number, 1)
+        at_least(key, number, 1)
     _check_grpo(config.grpo)
-    _check_benchmark(config.benchmark)
-    _check_plan(config.plan)
-    _check_doctor(config.doctor)
+    check_benchmark(config.benchmark)
+    check_plan(config.plan)
+    check_doctor(config.doctor)
 
 
 def check_model_path(settings: ModelConfig, key: str = "model.path") -> None:
@@ -136,15 +127,17 @@ def check_shared_rows(key: str, limits: LimitsConfig, degree: int) -> None:
 
 def _check_engine(config: Config) -> None:
     engine = config.engine
-    _at_least("engine.sequence_parallel", engine.sequence_parallel, 1)
-    _one_of("engine.activation_checkpointing", engine.activation_checkpointing, CHECKPOINTING_MODES)
-    _at_least("engine.zero_stage", engine.zero_stage, 0)
+    at_least("engine.sequence_parallel", engine.sequence_parallel, 1)
+    one_of("engine.activation_checkpointing", engine.activation_checkpointing, CHECKPOINTING_MODES)
+    at_least("engine.zero_stage", engine.zero_stage, 0)
     if engine.zero_stage > 3:
         raise InputError(f"engine.zero_stage={engine.zero_stage}: has to be at most 3")
     if engine.zero_stage and engine.name != "deepspeed":
         raise InputError(f"engine.zero_stage={engine.zero_stage}: needs engine.name=deepspeed, not {engine.name}")
-    if engine.optimizer_offload and engine.name != "deepspeed":
-        raise InputError(f"engine.optimizer_offload=true: needs engine.name=deepspeed, not {engine.name}")
+    for name, value in (("optimizer_offload", engine.optimizer_offload), ("zero_json", engine.zero_json)):
+        if value and engine.name != "deepspeed":
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise InputError(f"engine.{name}={shown}: needs engine.name=deepspeed, not {engine.name}")
     if engine.optimizer_offload and not engine.zero_stage:
         raise InputError("engine.optimizer_offload=true: needs engine.zero_stage=1, 2 or 3, not 0")
     mode = engine.activation_checkpointing
@@ -153,15 +146,15 @@ def _check_engine(config: Config) -> None:
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
-    _at_least("checkpoint.every_steps", checkpoint.every_steps, 0)
-    _at_least("checkpoint.every_minutes", checkpoint.every_minutes, 0.0)
-    _at_least("checkpoint.keep", checkpoint.keep, 1)
+    at_least("checkpoint.every_steps", checkpoint.every_steps, 0)
+    at_least("checkpoint.every_minutes", checkpoint.every_minutes, 0.0)
+    at_least("checkpoint.keep", checkpoint.keep, 1)
 
 
 def _check_supervision(supervision: SupervisionConfig) -> None:
     for name in ("silent_seconds", "lost_seconds", "wait_seconds", "collective_seconds"):
-        _at_least(f"supervision.{name}", getattr(supervision, name), 1.0)
-    _at_least("supervision.max_skipped_steps", supervision.max_skipped_steps, 0)
+        at_least(f"supervision.{name}", getattr(supervision, name), 1.0)
+    at_least("supervision.max_skipped_steps", supervision.max_skipped_steps, 1)
     if supervision.silent_seconds < supervision.lost_seconds:
         raise InputError(
             f"supervision.silent_seconds={supervision.silent_seconds}: below lost_seconds="
@@ -170,7 +163,7 @@ def _check_supervision(supervision: SupervisionConfig) -> None:
 
 
 def _check_lora(lora: LoRAConfig) -> None:
-    _at_least("model.lora.rank", lora.rank, 0)
+    at_least("model.lora.rank", lora.rank, 0)
     if lora.dropout != 0:
         raise InputError(
             f"model.lora.dropout={lora.dropout}: has to be 0, or the trainer's logprobs would not be the sampler's"
@@ -182,20 +175,20 @@ def _check_lora(lora: LoRAConfig) -> None:
     for name in lora.target_modules:
         if name in PASSED_BY:
             raise InputError(f"model.lora.target_modules={name}: {PASSED_BY[name]} would pass the adapter by")
-        _one_of("model.lora.target_modules", name, LoRAConfig().target_modules)
+        one_of("model.lora.target_modules", name, LoRAConfig().target_modules)
 
 
 def _check_optimizer(key: str, optimizer: OptimizerConfig) -> None:
-    _one_of(f"{key}.schedule", optimizer.schedule, ("linear", "constant"))
-    _at_least(f"{key}.learning_rate", optimizer.learning_rate, 0.0)
-    _at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
-    _share(f"{key}.warmup_share", optimizer.warmup_share)
+    one_of(f"{key}.schedule", optimizer.schedule, ("linear", "constant"))
+    at_least(f"{key}.learning_rate", optimizer.learning_rate, 0.0)
+    at_least(f"{key}.warmup_steps", optimizer.warmup_steps, 0)
+    share(f"{key}.warmup_share", optimizer.warmup_share)
     if optimizer.batch_tokens is not None and optimizer.reference_batch_tokens is None:
         raise InputError(f"{key}.batch_tokens={optimizer.batch_tokens}: does nothing without reference_batch_tokens")
     for index, group in enumerate(optimizer.groups):
         _check_pattern(f"{key}.groups[{index}].pattern", group.pattern)
         for name in ("learning_rate_multiplier", "weight_decay_multiplier"):
-            _at_least(f"{key}.groups[{index}].{name}", getattr(group, name) or 0.0, 0.0)
+            at_least(f"{key}.groups[{index}].{name}", getattr(group, name) or 0.0, 0.0)
 
 
 def _check_pattern(key: str, pattern: str) -> None:
@@ -208,8 +201,8 @@ def _check_pattern(key: str, pattern: str) -> None:
 
 
 def _check_limits(key: str, limits: LimitsConfig) -> None:
-    _at_least(f"{key}.prompt_tokens", limits.prompt_tokens, 1)
-    _at_least(f"{key}.response_tokens", limits.response_tokens, 1)
+    at_least(f"{key}.prompt_tokens", limits.prompt_tokens, 1)
+    at_least(f"{key}.response_tokens", limits.response_tokens, 1)
     longest = limits.prompt_tokens + limits.response_tokens
     if limits.row_tokens < longest:
         raise InputError(
@@ -223,8 +216,8 @@ def _check_grpo(grpo: GRPOConfig) -> None:
         raise InputError(
             f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
         )
-    _at_least("grpo.format_penalty", grpo.format_penalty, 0.0)
-    _at_least("grpo.several_boxes_penalty", grpo.several_boxes_penalty, 0.0)
+    at_least("grpo.format_penalty", grpo.format_penalty, 0.0)
+    at_least("grpo.several_boxes_penalty", grpo.several_boxes_penalty, 0.0)
     if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
         raise InputError(
             "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "
@@ -247,67 +240,9 @@ def _check_code_verifier(code: CodeVerifierConfig) -> None:
             f"verifier.code.deadline_seconds={code.deadline_seconds}: below cpu_seconds={code.cpu_seconds}, so that "
             "the wall clock would decide"
         )
-    _at_least("verifier.code.memory_limit_gib", code.memory_limit_gib, 0.0625)
+    at_least("verifier.code.memory_limit_gib", code.memory_limit_gib, 0.0625)
     if code.sandbox_url is not None and not code.sandbox_url.startswith(("http://", "https://")):
         raise InputError(f"verifier.code.sandbox_url={code.sandbox_url}: has to start with http:// or https://")
-
-
-def _check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    _one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint"))
-    for key, names, choices in (
-        ("parts", benchmark.parts, BENCHMARK_PARTS),
-        ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),
-        ("row_layouts", benchmark.row_layouts, BENCHMARK_LAYOUTS),
-    ):
-        for name in names:
-            _one_of(f"benchmark.{key}", name, choices)
-    for key in ("scan_lengths", "scan_alone_lengths", "model_documents", "train_row_documents", "peer_chunk_sizes"):
-        for number in getattr(benchmark, key):
-            _at_least(f"benchmark.{key}", number, 1 if key == "train_row_documents" else 2)
-    for length in benchmark.row_lengths:
-        _at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
-
-
-def _check_plan(plan: PlanConfig) -> None:
-    for stage in plan.stages:
-        _one_of("plan.stages", stage, ("sft", "grpo"))
-    _one_of("plan.gpu.backend", plan.gpu.backend, ("cuda", "cpu"))
-    for name in ("utilisation", "overlap", "decode_utilisation", "response_share", "margin"):
-        _share(f"plan.{name}", getattr(plan, name))
-    rates = (
-        "memory_gib",
-        "flops_per_second",
-        "float32_flops_per_second",
-        "memory_bytes_per_second",
-        "intra_node_bytes_per_second",
-    )
-    for name in (*rates, "inter_node_bytes_per_second", "host_bytes_per_second"):
-        if getattr(plan.gpu, name) <= 0:
-            raise InputError(f"plan.gpu.{name}={getattr(plan.gpu, name)}: has to be above 0")
-    for name in ("utilisation", "decode_utilisation", "response_share"):
-        if getattr(plan, name) == 0:
-            raise InputError(f"plan.{name}=0: nothing would ever be done")
-    if plan.gpu.reserved_gib >= plan.gpu.memory_gib:
-        raise InputError(
-            f"plan.gpu.reserved_gib={plan.gpu.reserved_gib}: leaves nothing of memory_gib={plan.gpu.memory_gib}"
-        )
-    for name, value in (("tokens", plan.tokens), ("num_gpus", plan.num_gpus), ("groups_drawn", plan.groups_drawn)):
-        if value is not None:
-            _at_least(f"plan.{name}", value, 1)
-    _at_least("plan.gpu.gpus_per_node", plan.gpu.gpus_per_node, 1)
-    _at_least("plan.num_layouts", plan.num_layouts, 1)
-    if plan.document_tokens is not None:
-        _at_least("plan.document_tokens", plan.document_tokens, 2)
-
-
-def _check_doctor(doctor: DoctorConfig) -> None:
-    for name in doctor.only:
-        _one_of("doctor.only", name, DOCTOR_CHECKS)
-    _at_least("doctor.seconds", doctor.seconds, 1.0)
-    _at_least("doctor.file_mib", doctor.file_mib, 4)  # written in blocks of so many
-    _at_least("doctor.least_bus_gigabytes_per_second", doctor.least_bus_gigabytes_per_second, 0.0)
-    for size in doctor.collective_mib:
-        _at_least("doctor.collective_mib", size, 1 / 1024)
 
 
 def _counts(config: Config) -> list[tuple[str, float]]:
@@ -347,21 +282,6 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("benchmark.train_row_tokens", config.benchmark.train_row_tokens),
     ]
     return [(key, number) for key, number in counts if number is not None]
-
-
-def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{key}={value}: not one of {', '.join(choices)}")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise InputError(f"{key}={value}: a share lies between 0 and 1")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise InputError(f"{key}={value}: has to be at least {least}")
 
 
 def not_built_yet(config: Config, stage: str) -> list[str]:

@@ -22,9 +22,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from falcon_h1r.config import Config, SupervisionConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config, not_built_yet
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line, refuse_unknown_keys
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.slurm import requeue
 from falcon_h1r.distributed.verdicts import LAUNCHER, STOPPED, USAGE_ERROR
 from falcon_h1r.entry_folder import OpenRun, check_folder, differences, flatten, give_back_folder, open_run

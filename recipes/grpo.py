@@ -58,7 +58,9 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     )
     if world.is_main:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
-    engine = open_engine(model, scaled_to_batch(config.grpo.optimizer), config.grpo.num_steps, world, config.engine)
+    optimizer = scaled_to_batch(config.grpo.optimizer)
+    with world.watch.long("starting the engine"):
+        engine = open_engine(model, optimizer, config.grpo.num_steps, world, config.engine)
     stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots, watch=world.watch)
     with (
@@ -66,12 +68,12 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         Verifier.from_config(config.verifier, after_think=True) as verifier,
         dev_evaluation(config, model, tokenizer, world, "grpo") as evaluate_dev,
     ):
-        stream, unusable = open_stream(problems, tokenizer, config, verifier)
+        with world.watch.long("tokenising"):
+            stream, unusable = open_stream(problems, tokenizer, config, verifier)
         if world.is_main and any(unusable.values()):
             print(f"grpo: problems left out: {unusable}")
         with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, {"stream": stream}, stored) as run:
             train_grpo(run, sampler, verifier, stream, config.grpo, config.seed)
-    world.watch.beat("publishing")
     return publish_policy(engine, tokenizer, folder / "model")
 
 

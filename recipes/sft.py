@@ -56,8 +56,9 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         world,
         "sft",
     )
-    documents = encode_traces(tokenizer, traces, config.system_prompt)
-    fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
+    with world.watch.long("tokenising"):
+        documents = encode_traces(tokenizer, traces, config.system_prompt)
+        fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
     if world.is_main:
         print(
             f"sft: {len(fitted.documents)} traces; {fitted.num_dropped} beyond the limits dropped, "
@@ -69,7 +70,9 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
     if world.is_main:
         print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
-    engine = open_engine(model, optimizer, total_steps(config.sft, len(fitted.documents)), world, config.engine)
+    num_steps = total_steps(config.sft, len(fitted.documents))
+    with world.watch.long("starting the engine"):
+        engine = open_engine(model, optimizer, num_steps, world, config.engine)
     stored = open_newest(config, "sft", folder / CHECKPOINTS, world) if config.resume else None
     with (
         open_tracker(config, "sft", folder, world.is_main, run_name(config), stored) as tracker,
@@ -77,7 +80,6 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         TrainingRun(config, "sft", folder, engine, tracker, evaluate_dev, stored=stored) as run,
     ):
         train_sft(run, fitted.documents, config.sft, config.seed)
-    world.watch.beat("publishing")
     return publish_policy(engine, tokenizer, folder / "model")
 
 

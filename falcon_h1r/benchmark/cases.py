@@ -15,8 +15,8 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from falcon_h1r.config import BenchmarkSuiteConfig
-from falcon_h1r.config_checks import BENCHMARK_PARTS
+from falcon_h1r.config_checks_tools import BENCHMARK_PARTS
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 
 MIX_SIGMA = 0.7  # of the log-normal mix: its longest of a few dozen is about four times its median
 MIX_DOCUMENTS = 16

@@ -22,7 +22,8 @@ from falcon_h1r.benchmark.hardware import Peak, environment, faster, peak_flops
 from falcon_h1r.benchmark.page import write_page
 from falcon_h1r.benchmark.process import ContenderProcess, Failed, Run
 from falcon_h1r.benchmark.workloads import Setup
-from falcon_h1r.config import BenchmarkSuiteConfig, Config
+from falcon_h1r.config import Config
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 from falcon_h1r.model.load import DTYPES
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.tracking import Tracker, environment_versions

@@ -16,6 +16,7 @@ from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
+from falcon_h1r.distributed.deepspeed_settings import check_deepspeed
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.kernels import choose_kernels
 from falcon_h1r.model.load import (
@@ -47,13 +48,14 @@ def publish_policy(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: P
     """
     world, dtype = engine.world, compute_dtype(engine.model)
     weights = {}
-    for name, weight in engine.full_weights():
+    with world.watch.long("publishing"):
+        for name, weight in engine.full_weights():
+            if world.is_main:
+                kept = weight.dtype if is_adapter(name) else handed_over_dtype(name, dtype)
+                weights[name] = weight.to("cpu", kept, copy=True)
         if world.is_main:
-            kept = weight.dtype if is_adapter(name) else handed_over_dtype(name, dtype)
-            weights[name] = weight.to("cpu", kept, copy=True)
-    if world.is_main:
-        publish_model(engine.model, tokenizer, folder, weights)
-    world.barrier()
+            publish_model(engine.model, tokenizer, folder, weights)
+        world.barrier()
     return folder
 
 
@@ -129,7 +131,8 @@ def open_policy(
     )
     if world.is_main:
         print_inspection(results)
-    model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
+    with world.watch.long("loading weights"):
+        model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
     if world.is_main:
         print(choose_kernels(world.device, compute_dtype(model), shape.mamba_chunk_size).description)
     if optimizer is not None and settings.lora.rank:
@@ -147,6 +150,8 @@ def check_training(config: Config, stage: str) -> None:
         shape, _ = planned_config(config.model)
         check_shared_rows(f"{stage}.limits", _limits(config, stage), config.engine.sequence_parallel)
         check_degree(config.engine.sequence_parallel, shape.mamba_n_heads, shape.mamba_n_groups)
+        if config.engine.name == "deepspeed":
+            check_deepspeed(config.engine, optimizer)
         if optimizer.batch_tokens is not None:
             optimizer = scaled_to_batch(optimizer)
         plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")

@@ -19,7 +19,7 @@ from typing import Any
 from falcon_h1r.checkpoint.background import BackgroundWork
 from falcon_h1r.checkpoint.files import FileRecord, partial_folder, publish_folder, rotate, step_folder
 from falcon_h1r.checkpoint.state import HostCopies, SharedState, write_rank
-from falcon_h1r.config import CheckpointConfig
+from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.fragments import Fragment
 from falcon_h1r.distributed.world import World
 

@@ -28,15 +28,15 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import EngineConfig, OptimizerConfig
+from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.data.packing import PackedBatch, pack_row, weightless_document
-from falcon_h1r.distributed.deepspeed_settings import deepspeed_config
+from falcon_h1r.distributed.deepspeed_settings import check_deepspeed, deepspeed_config
 from falcon_h1r.distributed.engine import Engine, StepOutcome, adamw, set_learning_rate
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT, Fragment, ReadState, load_replica, replica_fragments
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
-from falcon_h1r.types import InputError
 
 WEIGHTS_SHARDED = 3  # the ZeRO stage
 
@@ -100,9 +100,10 @@ class DeepSpeedEngine(Engine):
     ) -> None:
         """
         Raises:
-            InputError: where deepspeed is not installed, or the model's heads cannot be shared by the ranks.
+            InputError: where the model's heads cannot be shared by the ranks, or `check_deepspeed` refuses.
         """
         engine = engine or EngineConfig(name="deepspeed")
+        check_deepspeed(engine, optimizer)
         super().__init__(model, optimizer, num_steps, world, engine)
         self.stage = engine.zero_stage
         self.lockstep = self.stage >= 2 or world.sequence.size > 1
@@ -274,10 +275,12 @@ class DeepSpeedEngine(Engine):
     def whole(self) -> AbstractContextManager[None]:
         if self.stage < WEIGHTS_SHARDED:
             return nullcontext()
+        self.world.barrier()  # meet before a collective of the GPUs
         gathered: AbstractContextManager[None] = self._gathered(list(self.model.parameters()))
         return gathered
 
     def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        self.world.barrier()  # likewise
         for name, parameter in self.model.named_parameters():
             with self._gathered([parameter], enabled=self.stage == WEIGHTS_SHARDED):
                 yield name, parameter.detach()
@@ -289,18 +292,12 @@ class DeepSpeedEngine(Engine):
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """The library, quiet, on this device.
-
-    Raises:
-        InputError: where it is not installed.
-    """
+    """The library, quiet, on this device."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it asks for what is installed
     os.environ.setdefault("LOCAL_RANK", "0")  # which it demands of a world of one, too
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    try:
-        import deepspeed
-    except ImportError:
-        raise InputError("engine.name=deepspeed: needs deepspeed: pip install --editable '.[gpu]'") from None
+    import deepspeed
+
     deepspeed.utils.logger.setLevel(logging.ERROR)
     if device.type == "cpu":  # a reduction in shared memory, which it would compile for a minute on first use
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from falcon_h1r.config import EngineConfig, OptimizerConfig
+from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.types import InputError
 
 DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights float32, the optimizer and its rate ours
@@ -23,6 +25,17 @@ DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights 
     "sequence_parallel_size",
     "activation_checkpointing",
 )
+
+
+def check_deepspeed(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+    """What an engine would refuse, before there is a model.
+
+    Raises:
+        InputError: where deepspeed is not installed, or a file of its settings cannot be used.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise InputError("engine.name=deepspeed: needs deepspeed: pip install --editable '.[gpu]'")
+    deepspeed_config(engine, optimizer, torch.device("cpu"))
 
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: torch.device) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from falcon_h1r.config import SupervisionConfig
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.collective_errors import is_lost_connection
 from falcon_h1r.distributed.lines import connect_ranks
 from falcon_h1r.distributed.posts import MainPost, SidePost

@@ -18,7 +18,7 @@ from torch import Tensor
 from falcon_h1r.checkpoint.saver import Saver
 from falcon_h1r.checkpoint.state import HostCopies, SharedState, config_sha256, generator_states
 from falcon_h1r.checkpoint.stored import StoredState, newest_checkpoint
-from falcon_h1r.config import CheckpointConfig
+from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.doctor.engine import take_step
 from falcon_h1r.doctor.examination import Examination

@@ -57,7 +57,9 @@ def evaluate_policy(
                 seed=seed,
             )
             rollouts = sampler.generate(own_prompts, settings)
-            verdicts = verifier.score([r.text for r in rollouts], [by_uid[r.problem_uid].answer for r in rollouts])
+            with world.watch.long("verifying"):
+                golds = [by_uid[rollout.problem_uid].answer for rollout in rollouts]
+                verdicts = verifier.score([rollout.text for rollout in rollouts], golds)
             rows += [
                 sample_row(by_uid[rollout.problem_uid], rollout, verdict, is_greedy, verifier.fallbacks)
                 for rollout, verdict in zip(rollouts, verdicts, strict=True)

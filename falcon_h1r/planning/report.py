@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from falcon_h1r.config import Config, PlanConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_tools import PlanConfig
 from falcon_h1r.planning.search import GIB, Planned, Subject, best, search, usable_bytes
 from falcon_h1r.planning.speed import StepTime
 from falcon_h1r.planning.stages import GRPOPlan, Split, StagePlan

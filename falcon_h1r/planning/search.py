@@ -17,7 +17,8 @@ from falcon_h1r.types import InputError
 if TYPE_CHECKING:
     from transformers import FalconH1Config
 
-    from falcon_h1r.config import LoRAConfig, PlanConfig
+    from falcon_h1r.config import LoRAConfig
+from falcon_h1r.config_tools import PlanConfig
 
 GIB = 1024**3
 DEGREES = (1, 2, 4, 8)  # of sequence parallelism, within a node

@@ -26,7 +26,7 @@ from falcon_h1r.planning.state_bytes import precision_of
 if TYPE_CHECKING:
     from transformers import FalconH1Config
 
-    from falcon_h1r.config import GPUConfig, PlanConfig
+    from falcon_h1r.config_tools import GPUConfig, PlanConfig
 
 UPDATE_PASSES = 2  # over all bytes of a parameter's states: read, and written
 HOST_UPDATE_BYTES_PER_SECOND = 20e9  # of the CPU's memory, for one GPU's share of an update there

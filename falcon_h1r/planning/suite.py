@@ -14,7 +14,8 @@ import torch
 from falcon_h1r.benchmark.figures import command_line
 from falcon_h1r.benchmark.hardware import environment
 from falcon_h1r.benchmark.tables import table
-from falcon_h1r.config import BenchmarkSuiteConfig, Config
+from falcon_h1r.config import Config
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 from falcon_h1r.planning.layout import Layout
 from falcon_h1r.planning.measure import MeasuredRun, MeasurementFailed, measure, predicted
 from falcon_h1r.tracking import Tracker, environment_versions

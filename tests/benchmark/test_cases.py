@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from falcon_h1r.benchmark.cases import equal_lengths, mixed_lengths, suite_cases
 from falcon_h1r.config import Config
-from falcon_h1r.config_checks import BENCHMARK_PARTS, check_config, not_built_yet
+from falcon_h1r.config_checks import check_config, not_built_yet
+from falcon_h1r.config_checks_tools import BENCHMARK_PARTS
 from falcon_h1r.entry import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]

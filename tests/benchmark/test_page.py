@@ -10,7 +10,7 @@ import pytest
 from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, OURS, PADDED, PEER, Case, Contender, suite_cases
 from falcon_h1r.benchmark.figures import Figures, check_same_setting, result_of
 from falcon_h1r.benchmark.page import render, write_page
-from falcon_h1r.config import BenchmarkSuiteConfig
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 from falcon_h1r.types import InputError
 
 GIB = 1024**3

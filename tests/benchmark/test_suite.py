@@ -14,7 +14,8 @@ from falcon_h1r.benchmark.cases import OURS, Case, Contender
 from falcon_h1r.benchmark.process import ContenderProcess, Failed, Run
 from falcon_h1r.benchmark.suite import _finalists, measure_case
 from falcon_h1r.benchmark.workloads import Setup
-from falcon_h1r.config import BenchmarkSuiteConfig, Config
+from falcon_h1r.config import Config
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 from falcon_h1r.distributed.world import World
 from falcon_h1r.entry import CONFIGS
 from recipes.benchmark import benchmark

@@ -20,7 +20,7 @@ from falcon_h1r.checkpoint.files import saved_steps
 from falcon_h1r.checkpoint.saver import Saver
 from falcon_h1r.checkpoint.state import SharedState, generator_states
 from falcon_h1r.checkpoint.stored import StoredState, newest_checkpoint
-from falcon_h1r.config import CheckpointConfig
+from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.fragments import Fragment
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World

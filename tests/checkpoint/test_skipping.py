@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import SupervisionConfig
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
 from falcon_h1r.distributed.world import World
 from falcon_h1r.training_run import dealt_rows

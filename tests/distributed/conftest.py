@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from falcon_h1r.config import SupervisionConfig
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.supervision import Supervisor
 from falcon_h1r.distributed.verdicts import STOPPED
 from falcon_h1r.distributed.watch import StopRequested

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import EngineConfig, ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig, OptimizerConfig
+from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.distributed.engine import Engine, TorchEngine
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.fragments import KINDS
@@ -55,23 +56,24 @@ def lines_of(engine: Engine) -> Lines:
     return lines
 
 
+PLAIN: dict[str, Any] = {}
+LAYER, SELECTIVE = {"activation_checkpointing": "layer"}, {"activation_checkpointing": "selective"}
+OFFLOADED = {**LAYER, "activation_offload": True}
+FAST = [(0, PLAIN), (1, PLAIN), (2, LAYER), (3, SELECTIVE)]
+SLOW = [
+    (stage, options)
+    for stage in STAGES
+    for options in (PLAIN, LAYER, SELECTIVE, OFFLOADED, {"optimizer_offload": True})
+    if (stage, options) not in FAST and not (stage == 0 and "optimizer_offload" in options)
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"activation_checkpointing": "layer"},
-        {"activation_checkpointing": "selective"},
-        {"activation_checkpointing": "layer", "activation_offload": True},
-        {"optimizer_offload": True},
-    ],
-    ids=["plain", "layer", "selective", "activation_offload", "optimizer_offload"],
+    ("stage", "options"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)], ids=str
 )
-@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_makes_the_steps_of_one_process(
     tiny_model, random_documents, run_on_ranks: RunOnRanks, stage: int, options: dict[str, Any]
 ) -> None:
-    if stage == 0 and "optimizer_offload" in options:
-        pytest.skip("nothing is sharded at stage 0")
     model, documents = tiny_model.float(), random_documents(LENGTHS)
 
     def work(world: World) -> Any:
@@ -97,7 +99,10 @@ def test_a_world_of_one_needs_no_launcher(tiny_model, random_documents, run_on_r
     assert losses == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize(("written_by", "read_by"), [(1, 3), (3, 1), (2, 2), (3, 3), (0, 3), (3, 0)])
+@pytest.mark.parametrize(
+    ("written_by", "read_by"),
+    [(1, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 1), (2, 2), (3, 3), (0, 3), (3, 0)))],
+)
 def test_any_stage_goes_on_from_the_state_of_any_other(
     tiny_model, random_documents, run_on_ranks: RunOnRanks, written_by: int, read_by: int
 ) -> None:

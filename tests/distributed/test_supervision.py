@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from falcon_h1r.config import SupervisionConfig
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.collective_errors import is_lost_connection
 from falcon_h1r.distributed.supervision import Supervisor
 from falcon_h1r.distributed.watch import StopRequested

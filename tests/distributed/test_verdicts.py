@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 
-from falcon_h1r.config import SupervisionConfig
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.lines import Line
 from falcon_h1r.distributed.posts import MainPost
 from falcon_h1r.distributed.verdicts import (

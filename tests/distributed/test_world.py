@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from falcon_h1r.config import SupervisionConfig
+from falcon_h1r.config_run import SupervisionConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon_h1r.config_checks import DOCTOR_CHECKS
+from falcon_h1r.config_checks_tools import DOCTOR_CHECKS
 from falcon_h1r.doctor.finding import Finding
 from falcon_h1r.doctor.place import beside_the_run, free_again
 from falcon_h1r.doctor.report import coloured_table, is_fit, plain_lines, print_table, write_files

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import EngineConfig, ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig, OptimizerConfig
+from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_for_rank, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World, join_sequence_group

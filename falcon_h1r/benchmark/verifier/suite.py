@@ -24,7 +24,8 @@ from falcon_h1r.benchmark.verifier.judges import (
 from falcon_h1r.benchmark.verifier.page import write_page
 from falcon_h1r.benchmark.verifier.pairs import Pair, read_pairs
 from falcon_h1r.benchmark.verifier.startup import measure_import, measure_starts
-from falcon_h1r.config import BenchmarkSuiteConfig, Config
+from falcon_h1r.config import Config
+from falcon_h1r.config_tools import BenchmarkSuiteConfig
 from falcon_h1r.tracking import Tracker, environment_versions
 from falcon_h1r.types import InputError
 
