@@ -237,7 +237,7 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("supervision.lost_seconds=0", "supervision.lost_seconds=0.0: has to be at least 1"),
         ("supervision.wait_seconds=-5", "supervision.wait_seconds=-5.0: has to be at least 1"),
         ("supervision.silent_seconds=20", "supervision.silent_seconds=20.0: below lost_seconds=30.0"),
-        ("supervision.max_skipped_steps=-1", "supervision.max_skipped_steps=-1: has to be at least 0"),
+        ("supervision.max_skipped_steps=-1", "supervision.max_skipped_steps=-1: has to be at least 1"),
         ("scaling.trace_score=best", "scaling.trace_score=best"),
         ("scaling.keep_share=10", "scaling.keep_share=10"),
         ("verifier.code.num_workers=0", "verifier.code.num_workers=0"),
