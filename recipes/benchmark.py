@@ -29,20 +29,22 @@ if TYPE_CHECKING:
 
 
 def check(config: Config) -> None:
-    """What the user may have got wrong."""
-    from falcon_h1r.benchmark.verifier.suite import check_verifier_suite
-    from falcon_h1r.evaluation.pooled import read_summaries
-    from falcon_h1r.planning.suite import measured_runs
-
+    """What the user may have got wrong. Each kind imports what is its own: torch is not needed for every mistake."""
     if config.launch.num_processes > 1:
         raise InputError(f"launch.num_processes={config.launch.num_processes}: benchmarks run in one process")
     if config.benchmark.kind == "quickstart":
         if not config.benchmark.runs:
             raise InputError("benchmark.runs is empty: name the run folders to pool")
+        from falcon_h1r.evaluation.pooled import read_summaries
+
         read_summaries(config.benchmark.runs)
     elif config.benchmark.kind == "verifier":
+        from falcon_h1r.benchmark.verifier.suite import check_verifier_suite
+
         check_verifier_suite(config.benchmark)
     elif config.benchmark.kind == "plan":
+        from falcon_h1r.planning.suite import measured_runs
+
         measured_runs(config.benchmark, config.model.architecture)
 
 

@@ -54,6 +54,7 @@ def test_the_suite_measures_writes_and_resumes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "page.json").read_text())["cases"] == [case]
 
 
+@pytest.mark.slow
 def test_out_of_memory_costs_a_row_and_not_the_run() -> None:
     """At 8,192 tokens all logits take 0.5 GiB, and several times that on the way; ours holds a part of them."""
     case = Case("loss", "compared", (8192,), None, (Contender(OURS), Contender("naive")))

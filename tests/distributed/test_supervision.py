@@ -234,6 +234,7 @@ def test_a_hung_rank_is_named_and_its_stack_shown(ranks: SupervisedRanks) -> Non
     assert "rank 0 (" in ranks.console and "in step 20, training, waiting for others" in ranks.console
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_lets_go_of_pythons_lock_is_lost_and_its_stack_shown(ranks: SupervisedRanks) -> None:
     def hold(world: World) -> None:
         import ctypes
@@ -254,6 +255,7 @@ def test_ranks_that_wait_for_each_other_are_all_listed(ranks: SupervisedRanks) -
     assert ranks.console.count("in step 20, training, waiting for others, without progress for") == 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_too_long_says_for_whom(ranks: SupervisedRanks) -> None:
     def work(world: World) -> None:
         if world.rank == 1:
@@ -268,6 +270,7 @@ def test_a_rank_that_waits_too_long_says_for_whom(ranks: SupervisedRanks) -> Non
     assert "in step 7, sampling, without progress" in ranks.console
 
 
+@pytest.mark.slow
 def test_long_work_and_long_waits_are_no_hang(ranks: SupervisedRanks) -> None:
     def work(world: World) -> None:
         world.watch.beat("training", 0)

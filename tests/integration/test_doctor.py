@@ -32,9 +32,9 @@ def test_a_sound_machine_is_green_and_the_run_keeps_its_folder(num_ranks: int, t
 
 def test_what_is_broken_is_named_and_the_rest_is_examined(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for num_ranks in (2, 1):  # the folder is free again
+    for _ in range(2):  # the second time the folder is free again
         options = ["model.path=owner/nowhere", "model.local_files_only=true", "doctor.only=[checkpoint,host]"]
-        result = doctor(f"launch.num_processes={num_ranks}", f"run_dir={run}", *options)
+        result = doctor("launch.num_processes=1", f"run_dir={run}", *options)
         assert result.returncode == 1, result.stdout + result.stderr
         assert "FAILED   checkpoint" in result.stdout and "ok       limits" in result.stdout
         assert result.stdout.splitlines()[-1].startswith("NOT fit to train: ")
