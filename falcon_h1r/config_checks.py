@@ -152,6 +152,8 @@ def _check_engine(config: Config) -> None:
         raise InputError(f"engine.optimizer_offload=true: needs engine.name=deepspeed, not {engine.name}")
     if engine.optimizer_offload and not engine.zero_stage:
         raise InputError("engine.optimizer_offload=true: needs engine.zero_stage=1, 2 or 3, not 0")
+    if engine.zero_json is not None and engine.name != "deepspeed":
+        raise InputError(f"engine.zero_json={engine.zero_json}: needs engine.name=deepspeed, not {engine.name}")
     mode = engine.activation_checkpointing
     if engine.activation_offload and mode != "layer":
         raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from falcon_h1r.config import Config, SupervisionConfig
 from falcon_h1r.config_checks import check_config, not_built_yet
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line, refuse_unknown_keys
+from falcon_h1r.distributed.deepspeed_settings import check_zero_json
 from falcon_h1r.distributed.slurm import requeue
 from falcon_h1r.distributed.verdicts import LAUNCHER, STOPPED, USAGE_ERROR
 from falcon_h1r.entry_folder import OpenRun, check_folder, differences, flatten, give_back_folder, open_run
@@ -123,6 +124,7 @@ def _typed(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     check_config(config)
+    check_zero_json(config.engine)
     return config
 
 

@@ -231,6 +231,8 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("engine.zero_stage=2", "engine.zero_stage=2: needs engine.name=deepspeed, not torch"),
         ("engine.optimizer_offload=true", "engine.optimizer_offload=true: needs engine.name=deepspeed, not torch"),
         ("engine={name: deepspeed, optimizer_offload: true}", "engine.optimizer_offload=true: needs engine.zero_stage"),
+        ("engine.zero_json=pyproject.toml", "engine.zero_json=pyproject.toml: needs engine.name=deepspeed, not torch"),
+        ("engine={name: deepspeed, zero_json: none.json}", "engine.zero_json=none.json: not a file of JSON settings"),
         ("checkpoint.every_steps=-1", "checkpoint.every_steps=-1: has to be at least 0"),
         ("checkpoint.every_minutes=-1", "checkpoint.every_minutes=-1.0: has to be at least 0"),
         ("checkpoint.keep=0", "checkpoint.keep=0: has to be at least 1"),

@@ -1,15 +1,19 @@
-"""What DeepSpeed is told: from our config's keys, and from a file of its own settings that ours leave open."""
+"""What DeepSpeed is told: from our config's keys, and from a file of its own settings that ours leave open.
+
+Imports no torch: `engine.zero_json` is read before anything is loaded.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.config import EngineConfig, OptimizerConfig
 from falcon_h1r.types import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights float32, the optimizer and its rate ours
     "train_batch_size",
@@ -26,8 +30,26 @@ DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights 
 
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: torch.device) -> dict[str, Any]:
-    """What DeepSpeed is told."""
-    on_gpu = device.type == "cuda"
+    """What DeepSpeed is told.
+
+    Raises:
+        InputError: where the file of its own settings cannot be read, or sets what the config's own keys decide.
+    """
+    ours = _settings_of_ours(engine, optimizer, on_gpu=device.type == "cuda")
+    return ours if engine.zero_json is None else _with_settings_of(Path(engine.zero_json), ours)
+
+
+def check_zero_json(engine: EngineConfig) -> None:
+    """Refuse a file that a run could not take, before a model is loaded.
+
+    Raises:
+        InputError: as `deepspeed_config` does.
+    """
+    if engine.zero_json is not None:
+        _with_settings_of(Path(engine.zero_json), _settings_of_ours(engine, OptimizerConfig(), on_gpu=False))
+
+
+def _settings_of_ours(engine: EngineConfig, optimizer: OptimizerConfig, on_gpu: bool) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,
         "contiguous_gradients": True,
@@ -36,7 +58,7 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: t
     }
     if engine.optimizer_offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    ours = {
+    return {
         "train_micro_batch_size_per_gpu": 1,  # only counted by DeepSpeed: rows are packed by us
         "managed_gradient_accumulation": False,
         "gradient_clipping": optimizer.clip_grad_norm if engine.zero_stage else 0.0,  # at stage 0 we clip
@@ -44,7 +66,6 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: t
         "zero_allow_untested_optimizer": True,  # CheckedAdamW is torch's
         "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
     }
-    return ours if engine.zero_json is None else _with_settings_of(Path(engine.zero_json), ours)
 
 
 def _with_settings_of(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
