@@ -5,7 +5,10 @@ Run before anything is loaded; imports no torch.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ PASSED_BY = {  # modules whose weights are read by something else than the modul
     "out_proj": "fused kernels, which read this module's weight,",
     "lm_head": "the loss, which reads this module's weight,",
 }
+LONGEST_SECONDS = 1e8  # three years; beyond, clocks of the system and of torch overflow
 LONGEST_SHOWN = 40  # characters of a value in a message
 
 
@@ -49,6 +53,8 @@ def check_config(config: Config) -> None:
     Raises:
         InputError: on the first that is found.
     """
+    for key in _not_numbers(asdict(config)):
+        raise InputError(f"{key}=nan: has to be a number")
     one_of("model.dtype", config.model.dtype, ("float32", "bfloat16", "float64"))
     _check_lora(config.model.lora)
     one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
@@ -153,7 +159,10 @@ def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
 
 def _check_supervision(supervision: SupervisionConfig) -> None:
     for name in ("silent_seconds", "lost_seconds", "wait_seconds", "collective_seconds"):
-        at_least(f"supervision.{name}", getattr(supervision, name), 1.0)
+        seconds = getattr(supervision, name)
+        at_least(f"supervision.{name}", seconds, 1.0)
+        if seconds > LONGEST_SECONDS:
+            raise InputError(f"supervision.{name}={seconds}: has to be at most {LONGEST_SECONDS:g}")
     at_least("supervision.max_skipped_steps", supervision.max_skipped_steps, 1)
     if supervision.silent_seconds < supervision.lost_seconds:
         raise InputError(
@@ -282,6 +291,15 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("benchmark.train_row_tokens", config.benchmark.train_row_tokens),
     ]
     return [(key, number) for key, number in counts if number is not None]
+
+
+def _not_numbers(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose value is NaN, which no bound would refuse."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _not_numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and math.isnan(value):
+            yield f"{prefix}{name}"
 
 
 def not_built_yet(config: Config, stage: str) -> list[str]:

@@ -26,6 +26,7 @@ from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config, not_built_yet
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line, refuse_unknown_keys
 from falcon_h1r.config_run import SupervisionConfig
+from falcon_h1r.distributed.deepspeed_settings import check_deepspeed
 from falcon_h1r.distributed.slurm import requeue
 from falcon_h1r.distributed.verdicts import LAUNCHER, STOPPED, USAGE_ERROR
 from falcon_h1r.entry_folder import OpenRun, check_folder, differences, flatten, give_back_folder, open_run
@@ -115,6 +116,8 @@ def _compose(stage: str) -> Config | None:
         return None
     config = _typed(composed[0])
     _refuse_unbuilt(config, stage)
+    if not config.dry_run:
+        check_deepspeed(config.engine)
     return config
 
 

@@ -25,8 +25,8 @@ CONFIG_FILE, LOCK_FILE, LOG_FOLDER = "config.yaml", "lock", "logs"
 # What a run may be continued with another value of: none of it changes what is computed, but for rounding.
 FREE_ON_RESUME = (
     *("run_dir", "resume", "dry_run", "dry_run_steps", "launch", "tracking", "checkpoint", "supervision"),
-    *("engine.name", "engine.zero_stage", "engine.optimizer_offload", "engine.sequence_parallel"),
-    *("engine.activation_checkpointing", "engine.activation_offload"),
+    *("engine.name", "engine.zero_stage", "engine.zero_json", "engine.optimizer_offload"),
+    *("engine.sequence_parallel", "engine.activation_checkpointing", "engine.activation_offload"),
 )
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 

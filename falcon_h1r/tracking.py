@@ -167,8 +167,8 @@ def _take_back_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the rows of later steps, and a last line that a kill has cut in half. Returns what is left."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    whole_lines = text[: text.rfind("\n") + 1].splitlines()
+    # As bytes: a kill cuts characters too, and transcripts hold some at which `str.splitlines` would break a line.
+    whole_lines = path.read_bytes().split(b"\n")[:-1]
     kept = [row for row in map(json.loads, whole_lines) if row.get("step", 0) <= step]
     beside = path.with_suffix(".jsonl.tmp")
     beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")

@@ -136,6 +136,7 @@ def test_what_spreads_or_watches_a_run_may_change_and_is_noted(tmp_path: Path, c
         **{"launch__num_processes": 4, "tracking__wandb": "offline", "checkpoint__keep": 5},
         **{"supervision__lost_seconds": 60.0, "engine__name": "deepspeed", "engine__zero_stage": 2},
         **{"engine__sequence_parallel": 2, "engine__activation_checkpointing": "layer"},
+        **{"engine__zero_json": "zero2.json"},
     }
     assert reopen(tmp_path / "run", resume=True, **changed) is False
     noted = [line for line in capfd.readouterr().out.splitlines() if line.startswith("resume:")]

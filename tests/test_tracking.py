@@ -101,6 +101,18 @@ def test_resume_takes_back_later_rows_and_a_half_written_line(tmp_path: Path) ->
     assert [row["step"] for row in read_rows(tmp_path / "samples.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_resume_reads_any_transcript_and_a_character_cut_in_half(tmp_path: Path) -> None:
+    rows = [{"step": step, "response": "one\u2028two\x85three é"} for step in (1, 2)]
+    with Tracker(tmp_path, "grpo", Config(), True, {}) as tracker:
+        tracker.log_samples(rows)
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes() + b'{"step": 3, "response": "' + "é".encode()[:1])
+
+    Tracker(tmp_path, "grpo", Config(), True, {}, resume_step=1).finish()
+    assert samples.read_bytes().count(b"\n") == 1
+    assert json.loads(samples.read_bytes()) == rows[0]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Weights & Biases
 

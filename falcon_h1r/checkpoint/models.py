@@ -16,7 +16,6 @@ from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
-from falcon_h1r.distributed.deepspeed_settings import check_deepspeed
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
 from falcon_h1r.model.kernels import choose_kernels
 from falcon_h1r.model.load import (
@@ -150,8 +149,6 @@ def check_training(config: Config, stage: str) -> None:
         shape, _ = planned_config(config.model)
         check_shared_rows(f"{stage}.limits", _limits(config, stage), config.engine.sequence_parallel)
         check_degree(config.engine.sequence_parallel, shape.mamba_n_heads, shape.mamba_n_groups)
-        if config.engine.name == "deepspeed":
-            check_deepspeed(config.engine, optimizer)
         if optimizer.batch_tokens is not None:
             optimizer = scaled_to_batch(optimizer)
         plan_training(shape, config.model.lora, optimizer, f"{stage}.optimizer")

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.data.packing import PackedBatch, pack_row, weightless_document
-from falcon_h1r.distributed.deepspeed_settings import check_deepspeed, deepspeed_config
+from falcon_h1r.distributed.deepspeed_settings import deepspeed_config
 from falcon_h1r.distributed.engine import Engine, StepOutcome, adamw, set_learning_rate
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT, Fragment, ReadState, load_replica, replica_fragments
 from falcon_h1r.distributed.world import World
@@ -90,38 +89,24 @@ class CheckedAdamW(torch.optim.AdamW):
 class DeepSpeedEngine(Engine):
     """Sharded training at any ZeRO stage."""
 
-    def __init__(
-        self,
-        model: FalconH1ForCausalLM,
-        optimizer: OptimizerConfig,
-        num_steps: int,
-        world: World,
-        engine: EngineConfig | None = None,
-    ) -> None:
-        """
-        Raises:
-            InputError: where the model's heads cannot be shared by the ranks, or `check_deepspeed` refuses.
-        """
-        engine = engine or EngineConfig(name="deepspeed")
-        check_deepspeed(engine, optimizer)
-        super().__init__(model, optimizer, num_steps, world, engine)
+    def _start(self, engine: EngineConfig) -> None:
         self.stage = engine.zero_stage
-        self.lockstep = self.stage >= 2 or world.sequence.size > 1
+        self.lockstep = self.stage >= 2 or self.world.sequence.size > 1
         self._num_backwards = 0
         self._may_update, self._grad_norm = True, math.nan
-        deepspeed = import_deepspeed(world.device)
+        deepspeed = import_deepspeed(self.world.device)
         self._gathered = deepspeed.zero.GatheredParameters
-        units, self._parts = Units(model), parts_of(model)
+        units, self._parts = Units(self.model), parts_of(self.model)
         self._unit_of = {id(part): unit for part, unit in zip(self._parts, units.units, strict=True)}
         if self.stage == WEIGHTS_SHARDED:
             self.plan = replace(self.plan, around=self._in_unit)
-        self._adamw = adamw(model, optimizer, CheckedAdamW)
+        self._adamw = adamw(self.model, self.settings, CheckedAdamW)
         self._adamw.is_fit = self._is_fit
-        _join_alone(world)
+        _join_alone(self.world)
         self._engine, *_ = deepspeed.initialize(
             model=units,
             optimizer=self._adamw,
-            config=deepspeed_config(engine, optimizer, world.device),
+            config=deepspeed_config(engine, self.settings, on_gpu=self.world.device.type == "cuda"),
             dist_init_required=False,
         )
 

@@ -1,4 +1,7 @@
-"""What DeepSpeed is told: from our config's keys, and from a file of its own settings that ours leave open."""
+"""What DeepSpeed is told: from our config's keys, and from a file of its own settings that ours leave open.
+
+Imports no torch: `engine.zero_json` is read before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import importlib.util
 import json
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
@@ -27,20 +28,24 @@ DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights 
 )
 
 
-def check_deepspeed(engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+def check_deepspeed(engine: EngineConfig) -> None:
     """What an engine would refuse, before there is a model.
 
     Raises:
-        InputError: where deepspeed is not installed, or a file of its settings cannot be used.
+        InputError: where deepspeed is not installed, or as `deepspeed_config` does.
     """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise InputError("engine.name=deepspeed: needs deepspeed: pip install --editable '.[gpu]'")
-    deepspeed_config(engine, optimizer, torch.device("cpu"))
+    if engine.name == "deepspeed":
+        if importlib.util.find_spec("deepspeed") is None:
+            raise InputError("engine.name=deepspeed: needs deepspeed: pip install --editable '.[gpu]'")
+        deepspeed_config(engine, OptimizerConfig(), on_gpu=False)
 
 
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, device: torch.device) -> dict[str, Any]:
-    """What DeepSpeed is told."""
-    on_gpu = device.type == "cuda"
+def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig, on_gpu: bool) -> dict[str, Any]:
+    """What DeepSpeed is told.
+
+    Raises:
+        InputError: where the file of its own settings cannot be read, or sets what the config's own keys decide.
+    """
     zero: dict[str, Any] = {
         "stage": engine.zero_stage,
         "contiguous_gradients": True,

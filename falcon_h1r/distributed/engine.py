@@ -57,7 +57,7 @@ class Engine(ABC):
         """
         Args:
             num_steps: optimizer steps of the whole run, which the schedule decays over.
-            engine: what a layer keeps for its backward; the grid of ranks is the world's.
+            engine: what a layer keeps for its backward and how ranks share; the grid of ranks is the world's.
 
         Raises:
             InputError: where the model's heads cannot be shared by the ranks of a sequence group.
@@ -71,6 +71,11 @@ class Engine(ABC):
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._is_healthy = torch.ones((), dtype=torch.bool, device=world.device)  # this rank's losses of this step
         self._assert_replicas_agree()
+        self._start(engine)
+
+    @abstractmethod
+    def _start(self, engine: EngineConfig) -> None:
+        """What is an engine's own of the set-up."""
 
     # -------------------------------------------------------------------------
     # A step
@@ -176,18 +181,10 @@ class TorchEngine(Engine):
     all ranks is the whole either way.
     """
 
-    def __init__(
-        self,
-        model: FalconH1ForCausalLM,
-        optimizer: OptimizerConfig,
-        num_steps: int,
-        world: World,
-        engine: EngineConfig | None = None,
-    ) -> None:
-        super().__init__(model, optimizer, num_steps, world, engine)
-        self.lockstep = world.sequence.size > 1
+    def _start(self, engine: EngineConfig) -> None:
+        self.lockstep = self.world.sequence.size > 1
         self.parameters = list(self.trained.values())
-        self.optimizer = adamw(model, optimizer, torch.optim.AdamW)
+        self.optimizer = adamw(self.model, self.settings, torch.optim.AdamW)
 
     def logprobs(self, batch: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         hidden = packed_hidden_states(self.model, batch, self.plan)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
@@ -14,12 +13,11 @@ from falcon_h1r.distributed.deepspeed_settings import deepspeed_config
 from falcon_h1r.types import InputError
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-CPU = torch.device("cpu")
 
 
 def settings_with(path: Path, stage: int = 3) -> dict:
     engine = EngineConfig(name="deepspeed", zero_stage=stage, zero_json=str(path))
-    return deepspeed_config(engine, OptimizerConfig(clip_grad_norm=0.5), CPU)
+    return deepspeed_config(engine, OptimizerConfig(clip_grad_norm=0.5), on_gpu=False)
 
 
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("zero*.json")), ids=lambda file: file.name)
