@@ -60,7 +60,7 @@ def _wait_for(ranks: list[subprocess.Popen[bytes]]) -> int:
     first_failure: tuple[int, int] | None = None  # rank, return code
     deadline = float("inf")
     try:
-        while any(rank.poll() is None for rank in ranks):
+        while None in [rank.poll() for rank in ranks]:  # each is asked: `returncode` is of when it last was
             if first_failure is None:
                 failed = [(index, rank.returncode) for index, rank in enumerate(ranks) if rank.returncode]
                 if failed:
