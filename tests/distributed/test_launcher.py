@@ -29,3 +29,10 @@ def test_a_killed_rank_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     ranks = started("import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)")
     assert launcher._wait_for(ranks) == launcher.FAILED
     assert capsys.readouterr().err == "error: rank 1 was killed by SIGKILL\n"
+
+
+@pytest.mark.timeout(30)
+def test_a_stop_before_ranks_take_signals_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = started("import os; os.kill(os.getpid(), 15)", "import os; os.kill(os.getpid(), 15)")
+    assert launcher._wait_for(ranks, {signal.SIGTERM}) == launcher.STOPPED
+    assert capsys.readouterr().err == "SIGTERM: stopped before the run had begun\n"
