@@ -48,12 +48,13 @@ def publish_policy(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: P
     """
     world, dtype = engine.world, compute_dtype(engine.model)
     weights = {}
-    for name, weight in engine.full_weights():
+    with world.watch.long("publishing"):
+        for name, weight in engine.full_weights():
+            if world.is_main:
+                kept = weight.dtype if is_adapter(name) else handed_over_dtype(name, dtype)
+                weights[name] = weight.to("cpu", kept, copy=True)
         if world.is_main:
-            kept = weight.dtype if is_adapter(name) else handed_over_dtype(name, dtype)
-            weights[name] = weight.to("cpu", kept, copy=True)
-    if world.is_main:
-        publish_model(engine.model, tokenizer, folder, weights)
+            publish_model(engine.model, tokenizer, folder, weights)
     world.barrier()
     return folder
 
@@ -133,7 +134,8 @@ def open_policy(
     )
     if world.is_main:
         print_inspection(results)
-    model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
+    with world.watch.long("loading"):
+        model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
     if world.is_main:
         print(choose_kernels(world.device, compute_dtype(model), shape.mamba_chunk_size).description)
     if optimizer is not None and settings.lora.rank:
