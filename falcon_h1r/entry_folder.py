@@ -28,6 +28,8 @@ FREE_ON_RESUME = (
     *("engine.name", "engine.zero_stage", "engine.zero_json", "engine.optimizer_offload"),
     *("engine.sequence_parallel", "engine.activation_checkpointing", "engine.activation_offload"),
 )
+# Of a stage of a pipeline, whose settings and lock are in the folder above, or of a run that has lost its settings.
+TRACES_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -35,7 +37,8 @@ def check_folder(config: Config) -> None:
     """Refuse a folder that cannot receive this run, before anything is loaded. A run is never written over.
 
     Raises:
-        InputError: where it holds a run and `resume` is not set, or one of other settings; or to resume, no folder.
+        InputError: where it holds a run and `resume` is not set, or one of other settings, or what a run has written
+            and no settings; or to resume, no folder.
     """
     if config.run_dir is None:
         if config.resume:
@@ -43,6 +46,12 @@ def check_folder(config: Config) -> None:
         return
     recorded = Path(config.run_dir) / CONFIG_FILE
     if not recorded.exists():
+        found = [name for name in TRACES_OF_A_RUN if (Path(config.run_dir) / name).exists()]
+        if found:
+            raise InputError(
+                f"run_dir={config.run_dir}: holds {found[0]} of a run and no {CONFIG_FILE}, as a stage's folder of a "
+                "pipeline does; name another folder"
+            )
         return
     if not config.resume:
         raise InputError(

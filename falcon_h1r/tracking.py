@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import psutil
 from rich.console import Console
@@ -52,6 +52,49 @@ def strip_times(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not is_time_key(key)}
 
 
+class RowFile:
+    """A file that JSON rows are appended to. What a full disk does not take waits, and goes before the next rows.
+
+    Appending never raises OSError: a disk that is full costs no run. `sync` does, from any thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting, self._has_failed = b"", False
+        self._lock = threading.Lock()
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """With the kernel when this returns, where the disk takes them. A lone surrogate stays as its escape."""
+        text = "".join(json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        with self._lock:
+            self._waiting += text.encode("utf-8", errors="backslashreplace")
+            try:
+                self._write()
+            except OSError as error:
+                if not self._has_failed:
+                    print(f"warning: {self.path} cannot be written ({error}); its rows wait", flush=True)
+                self._has_failed = True
+
+    def sync(self) -> None:
+        """All rows are on the disk when this returns.
+
+        Raises:
+            OSError: where it does not take them.
+        """
+        with self._lock:
+            self._write()
+            if self.path.exists():
+                with self.path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def _write(self) -> None:
+        if self._waiting:
+            with self.path.open("ab", buffering=0) as file:
+                while self._waiting:
+                    self._waiting = self._waiting[file.write(self._waiting) :]
+        self._has_failed = False
+
+
 class Tracker:
     """One stage's log. Ranks other than the main one may call everything; nothing happens there.
 
@@ -77,15 +120,14 @@ class Tracker:
         self._started = time.monotonic()
         self._wandb_run: Any = None
         self.ids: dict[str, str] = {}  # under which the run is known elsewhere
-        self._metrics_file: TextIO | None = None
+        self._metrics, self._samples = (RowFile(self.run_dir / f"{name}.jsonl") for name in ("metrics", "samples"))
         if not is_main:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         if resume_step is not None:
-            _take_back_rows_after(self.run_dir / "samples.jsonl", resume_step)
-            kept = _take_back_rows_after(self.run_dir / "metrics.jsonl", resume_step)
+            _take_back_rows_after(self._samples.path, resume_step)
+            kept = _take_back_rows_after(self._metrics.path, resume_step)
             self._started -= max((row["seconds"] for row in kept), default=0.0)
-        self._metrics_file = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         if config.wandb != "disabled":
             folder = self.run_dir.resolve()
             group = group or (folder.parent.name if folder.name == stage else folder.name)
@@ -96,18 +138,17 @@ class Tracker:
             self._wandb_run = _start_wandb(self.run_dir, stage, group, config, resolved_config, self.ids["wandb"])
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one row to metrics.jsonl, flushed when this returns. Values that are not finite become null.
+        """Append one row to metrics.jsonl, there when this returns. Values that are not finite become null.
 
         W&B gets the rows of every `log_every_steps`-th step, and each row that holds an evaluation (a `dev_`
         key).
         """
-        if self._metrics_file is None:
+        if not self.is_main:
             return
         row: dict[str, Any] = {"stage": self.stage, "step": step}
         row.update({key: _finite(value) for key, value in metrics.items()})
         row["seconds"] = round(time.monotonic() - self._started, 3)
-        self._metrics_file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._metrics_file.flush()
+        self._metrics.append([row])
         is_due = step % self._log_every_steps == 0 or any(key.startswith("dev_") for key in metrics)
         if self._wandb_run is not None and is_due:
             scalars = {key: value for key, value in row.items() if key != "stage" and value is not None}
@@ -115,17 +156,18 @@ class Tracker:
 
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append transcripts to samples.jsonl, one JSON object a line."""
-        if not self.is_main:
-            return
-        with open(self.run_dir / "samples.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+        if self.is_main:
+            self._samples.append(rows)
 
     def sync(self) -> None:
-        """Rows logged so far are on the disk when this returns, whatever becomes of the machine. From any thread."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            if self.is_main and (path := self.run_dir / name).exists():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+        """Rows logged so far are on the disk when this returns, whatever becomes of the machine. From any thread.
+
+        Raises:
+            OSError: where the disk does not take them.
+        """
+        if self.is_main:
+            self._metrics.sync()
+            self._samples.sync()
 
     @contextmanager
     def progress(self, total: int, description: str, unit: str, completed: int = 0) -> Iterator[ProgressReporter]:
@@ -141,10 +183,10 @@ class Tracker:
             yield reporter
 
     def finish(self) -> None:
-        """Close the files and the W&B run. Calling it twice does no harm."""
-        if self._metrics_file is not None:
-            self._metrics_file.close()
-            self._metrics_file = None
+        """Write what waits, and close the W&B run. Calling it twice does no harm."""
+        if self.is_main:
+            self._metrics.append([])
+            self._samples.append([])
         if self._wandb_run is not None:
             self._wandb_run.finish()
             self._wandb_run = None

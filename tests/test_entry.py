@@ -130,6 +130,14 @@ def test_a_run_that_is_not_there_yet_is_begun(tmp_path: Path) -> None:
     assert reopen(tmp_path / "run", resume=True) is True
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_stages_folder_of_a_pipeline_is_not_written_over(tmp_path: Path, resume: bool) -> None:
+    begin(tmp_path / "run")
+    (tmp_path / "run/sft/model").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"run_dir=.*run/sft: holds model of a run and no config.yaml"):
+        check_folder(Config(run_dir=str(tmp_path / "run/sft"), resume=resume))
+
+
 def test_what_spreads_or_watches_a_run_may_change_and_is_noted(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     begin(tmp_path / "run")
     changed = {

@@ -113,6 +113,24 @@ def test_resume_reads_any_transcript_and_a_character_cut_in_half(tmp_path: Path)
     assert json.loads(samples.read_bytes()) == rows[0]
 
 
+def test_rows_that_a_full_disk_does_not_take_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Tracker(tmp_path, "sft", Config(), True, {}) as tracker:
+        tracker.log({"loss": 1.0}, 1)
+        metrics = tmp_path / "metrics.jsonl"
+        metrics.rename(tmp_path / "away")
+        metrics.symlink_to("/dev/full")
+        for step in (2, 3):
+            tracker.log({"loss": 1.0}, step)
+        with pytest.raises(OSError, match="No space left"):
+            tracker.sync()
+        metrics.unlink()
+        (tmp_path / "away").rename(metrics)
+        tracker.log({"loss": 1.0}, 4)
+        tracker.sync()
+    assert [row["step"] for row in read_rows(metrics)] == [1, 2, 3, 4]
+    assert capsys.readouterr().out.count("warning:") == 1
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Weights & Biases
 

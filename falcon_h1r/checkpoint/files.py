@@ -108,9 +108,9 @@ def replace_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Names in the folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """A file's content, or the names in a folder, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -134,10 +134,10 @@ def publish_folder(folder: Path, records: Mapping[str, FileRecord]) -> None:
     """Give the folder written beside its manifest and its name. What stands there under that name is not whole."""
     beside = partial_folder(folder)
     write_json(beside / MANIFEST, {"files": {name: asdict(record) for name, record in sorted(records.items())}})
-    sync_folder(beside)
+    sync_path(beside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
-    sync_folder(folder.parent)
+    sync_path(folder.parent)
 
 
 def saved_steps(root: Path) -> list[int]:

@@ -1,6 +1,6 @@
 """Models on disk: what a stage starts from and what it hands over.
 
-A folder is written beside and then renamed: where it exists, it is whole.
+A folder is written beside, synced to the disk and then renamed: where it exists, it is whole.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from falcon_h1r.checkpoint.files import sync_path
 from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
@@ -54,7 +55,7 @@ def publish_policy(engine: Engine, tokenizer: PreTrainedTokenizerBase, folder: P
                 weights[name] = weight.to("cpu", kept, copy=True)
         if world.is_main:
             publish_model(engine.model, tokenizer, folder, weights)
-        world.barrier()
+    world.barrier()
     return folder
 
 
@@ -83,8 +84,11 @@ def publish_model(
     written.generation_config = model.generation_config
     written.save_pretrained(beside, state_dict=merged_state(model, weights) if has_adapters(model) else dict(weights))
     tokenizer.save_pretrained(beside)
+    for path in (*beside.iterdir(), beside):
+        sync_path(path)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(beside, folder)
+    sync_path(folder.parent)
     return folder
 
 
@@ -130,7 +134,7 @@ def open_policy(
     )
     if world.is_main:
         print_inspection(results)
-    with world.watch.long("loading weights"):
+    with world.watch.long("loading"):
         model = load_model(settings, world.device, to_train=optimizer is not None and not settings.lora.rank)
     if world.is_main:
         print(choose_kernels(world.device, compute_dtype(model), shape.mamba_chunk_size).description)

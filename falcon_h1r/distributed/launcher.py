@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
 
-from falcon_h1r.distributed.verdicts import FAILED, LAUNCHER
+from falcon_h1r.distributed.verdicts import FAILED, LAUNCHER, STOPPED
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 POLL_SECONDS = 0.1
@@ -29,7 +30,7 @@ def relaunch(num_processes: int) -> NoReturn:
     """Become the launcher of `num_processes` ranks with the same command line, one thread a rank; exits with them.
 
     SIGTERM, SIGINT, SIGUSR1 and SIGHUP are passed on; what they mean is the ranks' business. Exits with 0 if all ranks
-    did, else with the status of the first that failed: 1 if it was killed.
+    did, else with the status of the first that failed: 1 if it was killed, 75 if by a signal that was passed on.
     """
     limit = timedelta(seconds=300)
     store = dist.TCPStore("127.0.0.1", 0, None, True, limit, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -40,8 +41,10 @@ def relaunch(num_processes: int) -> NoReturn:
         **{"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes), LAUNCHER: str(os.getpid())},
     }
     ranks: list[subprocess.Popen[bytes]] = []
+    passed: set[int] = set()
 
     def pass_on(number: int, frame: object) -> None:
+        passed.add(number)
         for rank in ranks:
             rank.send_signal(number)  # does nothing once it has been seen to end
 
@@ -52,15 +55,19 @@ def relaunch(num_processes: int) -> NoReturn:
         described = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         # A session of its own: the terminal's Ctrl-C reaches it once, through this process.
         ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=described, start_new_session=True))
-    sys.exit(_wait_for(ranks))
+    sys.exit(_wait_for(ranks, passed))
 
 
-def _wait_for(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """The exit status of the launcher. Nothing is left of the ranks when it returns."""
+def _wait_for(ranks: list[subprocess.Popen[bytes]], passed: Collection[int] = ()) -> int:
+    """The exit status of the launcher. Nothing is left of the ranks when it returns.
+
+    Args:
+        passed: signals passed on so far. A rank that one of them has killed did not take signals yet.
+    """
     first_failure: tuple[int, int] | None = None  # rank, return code
     deadline = float("inf")
     try:
-        while any(rank.poll() is None for rank in ranks):
+        while None in [rank.poll() for rank in ranks]:  # each is asked: `returncode` is of when it last was
             if first_failure is None:
                 failed = [(index, rank.returncode) for index, rank in enumerate(ranks) if rank.returncode]
                 if failed:
@@ -76,6 +83,9 @@ def _wait_for(ranks: list[subprocess.Popen[bytes]]) -> int:
     if first_failure is None:
         first_failure = next(((index, code) for index, code in enumerate(codes) if code), (0, 0))
     index, code = first_failure
+    if -code in passed:
+        print(f"{signal.Signals(-code).name}: stopped before the run had begun", file=sys.stderr)
+        return STOPPED
     if all(each <= 0 for each in codes) and code < 0:  # a rank that ends by itself has said why
         print(f"error: rank {index} was killed by {signal.Signals(-code).name}", file=sys.stderr)
     return code if code >= 0 else FAILED
