@@ -99,8 +99,8 @@ def test_what_slurm_stops_goes_on_as_if_it_never_had_been(cluster: SlurmCluster,
         cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     wait_for_more_steps(jobs)
 
+    cluster.call("scancel", *jobs.values())
     for run, job in jobs.items():
-        cluster.call("scancel", job)
         assert cluster.wait_for(job, ["CANCELLED"], WAIT_SECONDS)["Restarts"] == "2"
         stops = [line.split(":")[0] for line in output(run).splitlines() if ": stopped after step" in line]
         assert stops == ["SIGTERM", "SIGUSR1", "SIGTERM"], output(run)
