@@ -12,7 +12,7 @@
 # NPROC: processes, where there is no hostfile; by default one for each visible GPU, or 2 where there is none.
 # MASTER_ADDR, MASTER_PORT (29500; one node: a free one): where node 0 can be reached, the same on all nodes.
 #
-# SIGTERM and SIGUSR1 reach the ranks of this node, but not those that were started over ssh.
+# SIGTERM, SIGUSR1 and Ctrl-C reach the ranks of this node, but not those that were started over ssh.
 # The engine is the recipe's own setting, engine.name=deepspeed, under any launcher.
 set -euo pipefail
 refuse() { echo "$1" >&2; exit 2; }
@@ -63,9 +63,10 @@ for rank in ranks:
     rank.send_signal(signal.Signals[sys.argv[2]])
 END
 }
-trap 'tell_ranks SIGTERM' TERM
+trap 'tell_ranks SIGTERM' TERM INT HUP
 trap 'tell_ranks SIGUSR1' USR1
-"${command[@]}" &
+# In a session of its own: the terminal's Ctrl-C would have the launcher kill the ranks after 30 seconds.
+setsid "${command[@]}" &
 launcher=$!
 status=0
 wait "$launcher" || status=$?

@@ -19,7 +19,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 START_SECONDS = 120
 STOP_SECONDS = 20
 
-# `low` gives way to `high`, and a job that gave way goes back into the queue.
+# `low` and `patient` give way to `high`, `patient` with a period of grace; who gave way goes back into the queue.
 # cred_expire is also how long a requeued job waits before it may start again.
 CONFIG = """\
 ClusterName=test
@@ -47,6 +47,7 @@ KillWait=30
 ReturnToService=2
 {nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=patient Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,18 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from falcon_h1r.tracking import strip_times
+from tests.launch.real_runs import finish, start
+
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
-RUN_SECONDS = 240
-ENGINES = ["torch"]  # engine.name
-LAUNCHERS = ["torchrun", "deepspeed"]
 STEPS = 5
-UNREPEATABLE = ("second", "memory", "bytes", "mfu")  # in the names of what differs from run to run
+SHORT = [f"sft.num_steps={STEPS}", "model.dtype=float64"]  # in which all engines compute the same
+ENGINES = {
+    "torch": ["engine.name=torch"],
+    "ZeRO-2": ["engine.name=deepspeed", "engine.zero_stage=2"],
+    "ZeRO-3": ["engine.name=deepspeed", "engine.zero_stage=3"],
+}
+CASES = [("torchrun", "torch"), ("torchrun", "ZeRO-3"), ("deepspeed", "torch"), ("deepspeed", "ZeRO-2")]
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,92 +67,44 @@ def ip(*arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "traces.jsonl"
-    rows = [
-        {"question": f"Compute {a}+{b}.", "reasoning": f"{a}+{b}={a + b}", "answer": str(a + b)}
-        for a, b in itertools.product(range(8), repeat=2)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def start(launcher: str, overrides: list[str], log: Path, node: Node | None = None, **settings: str) -> Any:
-    """Start a launcher on a node (or on this machine), with its environment and its output in a file."""
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT), **settings,
-    }  # fmt: skip
-    inside = []
-    if node is not None:
-        inside = ["ip", "netns", "exec", node.namespace]
-        environment["GLOO_SOCKET_IFNAME"] = node.interface  # this machine's name leads to its loopback
-    with log.open("w") as output:
-        return subprocess.Popen(
-            [*inside, f"launch/{launcher}.sh", "recipes/sft.py", *overrides],
-            cwd=ROOT, env=environment, stdout=output, stderr=output,
-        )  # fmt: skip
-
-
-def finish(started: list[Any], logs: list[Path]) -> None:
-    """Wait for all; show their output where one fails."""
-    try:
-        codes = [process.wait(RUN_SECONDS) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert codes == [0] * len(started), "\n".join(log.read_text()[-3000:] for log in logs)
+def one_node(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The steps of four ranks on one node."""
+    run = tmp_path_factory.mktemp("one_node") / "run"
+    finish(start(["launch/torchrun.sh"], traces, run, *SHORT, NPROC="4"), run)
+    return repeatable(run)
 
 
 def repeatable(run: Path) -> list[dict[str, Any]]:
-    """The figures of every step, without those of the clock and of the machine."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {
-            name: value
-            for name, value in line.items()
-            if isinstance(value, int | float) and not any(part in name for part in UNREPEATABLE)
-        }
-        for line in lines
-    ]
+    """The figures of every step, without those of the clock."""
+    lines = [strip_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if isinstance(value, int | float)} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def expected(traces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """By engine: the metrics of four ranks on one node."""
-    metrics = {}
-    for engine in ENGINES:
-        folder = tmp_path_factory.mktemp("one_node")
-        log = folder / "log"
-        finish([start("torchrun", recipe(traces, folder / "run", engine), log, NPROC="4")], [log])
-        metrics[engine] = repeatable(folder / "run")
-    return metrics
-
-
-def recipe(traces: Path, run: Path, engine: str) -> list[str]:
-    return [
-        "experiment=quickstart_smoke", "data=jsonl", f"sft.data.path={traces}", f"run_dir={run}",
-        f"sft.num_steps={STEPS}", "tracking.log_every_steps=1", f"engine.name={engine}",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(("launcher", "engine"), CASES)
 def test_two_nodes_compute_what_one_node_computes(
-    launcher: str, engine: str, nodes: list[Node], traces: Path, expected: dict[str, Any], tmp_path: Path
+    launcher: str, engine: str, nodes: list[Node], traces: Path, one_node: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    if launcher == "deepspeed":
+    if "deepspeed" in (launcher, ENGINES[engine][0].partition("=")[2]):
         pytest.importorskip("deepspeed")
-    hostfile = tmp_path / "hostfile"
+    run, hostfile = tmp_path / "run", tmp_path / "hostfile"
     hostfile.write_text("".join(f"{node.address} slots=2\n" for node in nodes))
     settings = {"MASTER_ADDR": nodes[0].address}
     settings |= {"NNODES": "2", "NPROC": "2"} if launcher == "torchrun" else {"HOSTFILE": str(hostfile)}
-    logs = [tmp_path / f"log{rank}" for rank in range(2)]
-    overrides = recipe(traces, tmp_path / "run", engine)
     started = [
-        start(launcher, overrides, logs[rank], node, NODE_RANK=str(rank), **settings) for rank, node in enumerate(nodes)
-    ]
-    finish(started, logs)
-    metrics = repeatable(tmp_path / "run")
+        start(
+            ["ip", "netns", "exec", node.namespace, f"launch/{launcher}.sh"], traces, run, *SHORT, *ENGINES[engine],
+            # This machine's name leads to its loopback.
+            NODE_RANK=str(rank), GLOO_SOCKET_IFNAME=node.interface, **settings,
+        )
+        for rank, node in enumerate(nodes)
+    ]  # fmt: skip
+    try:
+        for process in started:
+            finish(process, run)
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+    metrics = repeatable(run)
     assert [line["step"] for line in metrics] == list(range(1, STEPS + 1))
-    assert metrics == [pytest.approx(line, rel=1e-6) for line in expected[engine]]
+    assert metrics == [pytest.approx(line, rel=1e-6) for line in one_node]

@@ -1,25 +1,33 @@
-"""Jobs under a real slurm: to their end, preempted, out of time; what slurm stops goes on where it was."""
+"""Jobs under a real slurm: to their end, preempted, out of time; what slurm stops ends as if it never had been."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from falcon_h1r.tracking import strip_times
+from tests.launch.real_runs import (
+    ENVIRONMENT,
+    RECIPE,
+    ROOT,
+    WAIT_SECONDS,
+    finish,
+    newest_checkpoint,
+    output,
+    settings,
+    start,
+    steps,
+    wait_for_steps,
+)
 from tests.launch.slurm_cluster import SlurmCluster, wait_until, why_not
 
-ROOT = Path(__file__).parents[2]
-# What is run, with enough steps to be stopped among them; it writes a line to metrics.jsonl for every step.
-RECIPE = "tests/launch/counting_recipe.py"
-SHORT = ["steps=4"]
-LONG = ["steps=60", "step_seconds=0.5", "save_seconds=3"]
-ENDLESS = ["steps=100000", "step_seconds=0.5", "save_seconds=3"]
-BROKEN = ["steps=none"]
-RANKS = {"slurm_node": 2, "slurm_nodes": 4}  # two on a node
-WAIT_SECONDS = 180
+ENDED = ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"]
+NPROC = {"slurm_node": "2", "slurm_nodes": "1"}  # of each node: two ranks either way, which compute the same
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,107 +46,89 @@ def cluster() -> Iterator[SlurmCluster]:
         started.stop()
 
 
-def submit(cluster: SlurmCluster, script: str, run: Path, overrides: list[str], *options: str) -> str:
+def submit(
+    cluster: SlurmCluster, script: str, traces: Path, run: Path, overrides: list[str], *options: str, **changed: str
+) -> str:
     """Submit a job as its user would; returns its number."""
+    # The nodes' names lead nowhere, for all are this machine.
+    environment = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "NPROC": NPROC[script], **changed}
     return cluster.submit(
-        *options, f"--chdir={ROOT}", f"--output={run}.log", f"launch/{script}.sbatch", RECIPE, f"run_dir={run}",
-        *overrides,
-        # The nodes' names lead nowhere, for all are this machine.
-        MASTER_ADDR="127.0.0.1", NPROC="2", PYTHON=sys.executable, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT),
+        *options, f"--chdir={ROOT}", f"--output={run}.log", f"launch/{script}.sbatch", RECIPE,
+        *settings(traces, run), *overrides, **environment,
     )  # fmt: skip
 
 
-def steps(run: Path) -> list[int]:
-    """The steps that the run has logged, in the order of its lines."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_for_steps(run: Path, count: int) -> None:
-    wait_until(lambda: len(steps(run)) >= count, WAIT_SECONDS, lambda: output(run))
-
-
-def output(run: Path) -> str:
-    path = run.with_name(f"{run.name}.log")
-    return path.read_text() if path.exists() else "no output"
-
-
-def assert_continues_to_its_end(cluster: SlurmCluster, job: str, run: Path, total: int = 60) -> None:
-    """The job comes back by itself and ends; no step is missing, and none was taken twice."""
-    ended = cluster.wait_for(job, ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"], WAIT_SECONDS)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output(run)
-    assert steps(run) == list(range(1, total + 1))
-
-
-@pytest.mark.parametrize("script", RANKS)
-def test_a_job_runs_to_its_end(script: str, cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    job = submit(cluster, script, run, SHORT)
-    ended = cluster.wait_for(job, ["COMPLETED", "FAILED"], WAIT_SECONDS)
-    assert ended["JobState"] == "COMPLETED", output(run)
+def test_a_job_runs_to_its_end_and_one_that_fails_is_not_tried_again(
+    cluster: SlurmCluster, traces: Path, tmp_path: Path
+) -> None:
+    run, broken = tmp_path / "run", tmp_path / "broken"
+    jobs = [
+        submit(cluster, "slurm_nodes", traces, run, ["sft.num_steps=4"], NPROC="2"),
+        submit(cluster, "slurm_node", traces.with_name("nowhere"), broken, []),
+    ]
+    ended = [cluster.wait_for(job, ENDED, WAIT_SECONDS) for job in jobs]
+    assert [job["JobState"] for job in ended] == ["COMPLETED", "FAILED"], output(run) + output(broken)
+    assert [job["Restarts"] for job in ended] == ["0", "0"]
     assert steps(run) == [1, 2, 3, 4]
-    assert len(list(run.glob("done.rank*"))) == RANKS[script]
+    assert "ranks: 4" in output(run)
+    assert "no such file" in output(broken)
 
 
-@pytest.mark.parametrize("script", RANKS)
-def test_a_requeued_job_goes_on_where_it_was(script: str, cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    job = submit(cluster, script, run, LONG)
-    wait_for_steps(run, 2)
-    cluster.call("scontrol", "requeue", job)
-    assert_continues_to_its_end(cluster, job, run)
+def test_what_slurm_stops_goes_on_as_if_it_never_had_been(cluster: SlurmCluster, traces: Path, tmp_path: Path) -> None:
+    """Two jobs are preempted, run out of time, and are cancelled; a run that was left alone is the measure.
+
+    With a period of grace slurm only warns, and would let the job that then ends be forgotten. When time is up, one
+    job's ranks ask for the requeue; for the other, as in a container, the batch script has to.
+    """
+    plans = {"slurm_node": ("low", "true"), "slurm_nodes": ("patient", "false")}
+    jobs: dict[Path, str] = {}
+    for script, (partition, asks) in plans.items():
+        run, endless = tmp_path / script, ["sft.num_steps=100000", f"supervision.requeue={asks}"]
+        jobs[run] = submit(cluster, script, traces, run, endless, f"--partition={partition}", "--time=60")
+    wait_for_more_steps(jobs)
+
+    urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    assert cluster.wait_for(urgent, ENDED, WAIT_SECONDS)["JobState"] == "COMPLETED"
+    wait_for_restarts(cluster, jobs, "1")
+    wait_for_more_steps(jobs)
+
+    for job in jobs.values():
+        cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=5")  # the warning is due: within half a minute
+    for run, job in jobs.items():
+        wait_for_restarts(cluster, {run: job}, "2")
+        cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    wait_for_more_steps(jobs)
+
+    cluster.call("scancel", *jobs.values())
+    for run, job in jobs.items():
+        assert cluster.wait_for(job, ["CANCELLED"], WAIT_SECONDS)["Restarts"] == "2"
+        stops = [line.split(":")[0] for line in output(run).splitlines() if ": stopped after step" in line]
+        assert stops == ["SIGTERM", "SIGUSR1", "SIGTERM"], output(run)
+        assert ("is requeued" in output(run)) == (run.name == "slurm_node")
+
+    shorter, longer = sorted(jobs, key=lambda run: len(steps(run)))
+    measure = tmp_path / "measure"
+    finish(start(["launch/torchrun.sh"], traces, measure, f"sft.num_steps={len(steps(longer))}"), measure)
+    assert rows(longer) == rows(measure)
+    assert rows(shorter) == rows(measure)[: len(rows(shorter))]
+    saved, expected = newest_checkpoint(longer), newest_checkpoint(measure)
+    assert saved.name == expected.name
+    for path in expected.glob("*.safetensors"):  # weights and moments
+        tensors, theirs = load_file(saved / path.name), load_file(path)
+        assert tensors.keys() == theirs.keys()
+        assert all(torch.equal(tensors[name], theirs[name]) for name in theirs), path
 
 
-@pytest.mark.parametrize("grace_seconds", [0, 60])
-def test_a_preempted_job_gives_way_and_goes_on(grace_seconds: int, cluster: SlurmCluster, tmp_path: Path) -> None:
-    """With a period of grace slurm only warns, and would let the job that then ends be forgotten."""
-    run = tmp_path / "run"
-    cluster.call("scontrol", "update", "PartitionName=low", f"GraceTime={grace_seconds}")
-    try:
-        job = submit(cluster, "slurm_nodes", run, LONG, "--exclusive")
-        wait_for_steps(run, 2)
-        urgent = cluster.submit("--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
-        assert cluster.wait_for(urgent, ["COMPLETED", "FAILED"], WAIT_SECONDS)["JobState"] == "COMPLETED"
-        assert len(steps(run)) < 60
-        assert_continues_to_its_end(cluster, job, run)
-    finally:
-        cluster.call("scontrol", "update", "PartitionName=low", "GraceTime=0")
+def wait_for_more_steps(runs: Iterable[Path]) -> None:
+    for run, count in [(run, len(steps(run))) for run in runs]:
+        wait_for_steps(run, count + 2)
 
 
-def test_a_job_that_runs_out_of_time_goes_on_in_the_next(cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Slurm warns 300 to 360 seconds before the limit of seven minutes: after one to two."""
-    runs = {"slurm_node": tmp_path / "inside", "slurm_nodes": tmp_path / "outside"}
-    jobs = {
-        # The one job's ranks ask for the requeue; for the other, as in a container, the batch script has to.
-        script: submit(cluster, script, runs[script], [*ENDLESS, f"supervision.requeue={asks}"], "--time=7")
-        for script, asks in (("slurm_node", "true"), ("slurm_nodes", "false"))
-    }
-    for script, job in jobs.items():
-        wait_until(lambda job=job: cluster.job(job)["Restarts"] == "1", 240, lambda run=runs[script]: output(run))
-    for script, run in runs.items():
-        signals = {name for rank in range(RANKS[script]) for name in notes(run, rank)[:1]}
-        assert signals == {"SIGUSR1"}
-        before = len(steps(run))
-        wait_for_steps(run, before + 2)
-        cluster.call("scancel", jobs[script])
-        assert steps(run) == list(range(1, len(steps(run)) + 1))
+def wait_for_restarts(cluster: SlurmCluster, jobs: dict[Path, str], count: str) -> None:
+    """Until the jobs are back in the queue, or come from there."""
+    for run, job in jobs.items():
+        wait_until(lambda job=job: cluster.job(job)["Restarts"] == count, WAIT_SECONDS, lambda run=run: output(run))
 
 
-def notes(run: Path, rank: int) -> list[str]:
-    return (run / f"signals.rank{rank}").read_text().split()
-
-
-def test_a_job_that_fails_is_not_tried_again(cluster: SlurmCluster, tmp_path: Path) -> None:
-    job = submit(cluster, "slurm_node", tmp_path / "run", BROKEN)
-    ended = cluster.wait_for(job, ["COMPLETED", "FAILED"], WAIT_SECONDS)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
-
-
-def test_a_cancelled_job_saves_and_is_not_tried_again(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    job = submit(cluster, "slurm_nodes", run, ENDLESS)
-    wait_for_steps(run, 2)
-    cluster.call("scancel", job)
-    wait_until(lambda: len(list(run.glob("saved.rank*"))) == RANKS["slurm_nodes"], WAIT_SECONDS, lambda: output(run))
-    ended = cluster.wait_for(job, ["CANCELLED"], WAIT_SECONDS)
-    assert ended["Restarts"] == "0"
+def rows(run: Path) -> list[dict[str, object]]:
+    return [strip_times(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
