@@ -43,7 +43,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.model.multipliers import check_learning_rate
-    from falcon_h1r.sft.loop import fit_documents, total_steps, train_sft
+    from falcon_h1r.sft.loop import TrainingData, fit_documents, total_steps, train_sft
     from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
 
     if config.resume and world.on_main((folder / "model").is_dir):
@@ -73,11 +73,12 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     num_steps = total_steps(config.sft, len(fitted.documents))
     with world.watch.long("starting the engine"):
         engine = open_engine(model, optimizer, num_steps, world, config.engine)
+    data = TrainingData(fitted.documents, str(config.sft.data.path))
     stored = open_newest(config, "sft", folder / CHECKPOINTS, world) if config.resume else None
     with (
         open_tracker(config, "sft", folder, world.is_main, run_name(config), stored) as tracker,
         dev_evaluation(config, model, tokenizer, world, "sft") as evaluate_dev,
-        TrainingRun(config, "sft", folder, engine, tracker, evaluate_dev, stored=stored) as run,
+        TrainingRun(config, "sft", folder, engine, tracker, evaluate_dev, {"data": data}, stored) as run,
     ):
         train_sft(run, fitted.documents, config.sft, config.seed)
     return publish_policy(engine, tokenizer, folder / "model")

@@ -28,6 +28,9 @@ DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights 
 )
 
 
+DECIDED_OF_ZERO = ("offload_optimizer", "offload_param", "cpu_offload", "mics_shard_size", "zero_hpz_partition_size")
+
+
 def check_deepspeed(engine: EngineConfig) -> None:
     """What an engine would refuse, before there is a model.
 
@@ -78,7 +81,7 @@ def _with_settings_of(path: Path, ours: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"engine.zero_json={path}: not a file of JSON settings ({error})") from None
     zero = ours["zero_optimization"]
     decided = [name for name in theirs if name in {*ours, *DECIDED_BY_US}]
-    decided += [f"zero_optimization.{name}" for name in theirs_of_zero if name in {*zero, "offload_optimizer"}]
+    decided += [f"zero_optimization.{name}" for name in theirs_of_zero if name in {*zero, *DECIDED_OF_ZERO}]
     if decided:
         raise InputError(f"engine.zero_json={path}: {decided[0]} is decided by this config's own keys")
     return {**ours, **theirs, "zero_optimization": {**zero, **theirs_of_zero}}

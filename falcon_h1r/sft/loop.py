@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from falcon_h1r.data.packing import Document, pack_for_rank
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.sft.losses import weighted_cross_entropy
 from falcon_h1r.training_run import SKIPPED, TrainingRun
-from falcon_h1r.types import InputError
+from falcon_h1r.types import InputError, content_hash
 
 
 def train_sft(run: TrainingRun, documents: Sequence[Document], config: SFTConfig, seed: int) -> None:
@@ -85,6 +86,29 @@ def epoch_order(num_documents: int, epoch: int, seed: int) -> tuple[int, ...]:
     order = list(range(num_documents))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return tuple(order)
+
+
+class TrainingData:
+    """What a resumed run has to find again: the same documents in the same order, told by uids and lengths."""
+
+    def __init__(self, documents: Sequence[Document], path: str) -> None:
+        self._path = path
+        told = "\n".join(f"{document.uid} {len(document)}" for document in documents)
+        self._state = {"num_documents": len(documents), "hash": content_hash(told)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            InputError: where the data is not that of the checkpoint.
+        """
+        if state != self._state:
+            raise InputError(
+                f"sft.data.path={self._path}: {self._state['num_documents']} documents that are not the "
+                f"{state['num_documents']} the run was begun with"
+            )
 
 
 def total_steps(config: SFTConfig, num_documents: int) -> int:

@@ -14,7 +14,7 @@ from falcon_h1r.config import LimitsConfig, OptimizerConfig, SFTConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
-from falcon_h1r.sft.loop import fit_documents, step_documents, total_steps, train_step
+from falcon_h1r.sft.loop import TrainingData, fit_documents, step_documents, total_steps, train_step
 from falcon_h1r.sft.losses import weighted_cross_entropy
 from falcon_h1r.types import InputError
 
@@ -82,3 +82,12 @@ def test_overlong_traces_are_dropped_or_trimmed_and_counted() -> None:
 def test_steps_follow_from_epochs_unless_given() -> None:
     assert total_steps(SFTConfig(num_epochs=3, batch_sequences=512), 3_110_000) == 18_223
     assert total_steps(SFTConfig(num_steps=7), 10) == 7
+
+
+def test_a_run_does_not_go_on_with_other_data(random_documents) -> None:
+    documents = random_documents([5, 6, 7])
+    begun = TrainingData(documents, "traces.jsonl").state_dict()
+    TrainingData(documents, "moved.jsonl").load_state_dict(begun)
+    for other in (documents[:2], documents[::-1], random_documents([5, 6, 8])):
+        with pytest.raises(InputError, match="sft.data.path=traces.jsonl: . documents that are not the 3 the run"):
+            TrainingData(other, "traces.jsonl").load_state_dict(begun)
