@@ -91,7 +91,7 @@ def test_stopped_at_random_moments_it_ends_as_if_it_never_was(
         return watch.phases
 
     phases = run_on_ranks(2, undisturbed)
-    assert {"training", "evaluating", "sampling", "gathering", "saving", "publishing"} <= set(phases[0])
+    assert {"training", "evaluating", "sampling", "gathering", "saving"} <= set(phases[0])
     rng = random.Random(f"{stage}/{seed}")
     stops = [(rng.randrange(2), 1 + rng.randrange(2 * len(phases[0]) // NUM_STOPS)) for _ in range(NUM_STOPS)]
 
@@ -148,5 +148,5 @@ def test_a_kill_between_the_last_step_and_the_model_costs_the_model_alone(
     assert not (tmp_path / "again" / "model").exists()
     watch = StopAt(10**9)
     sft(stage_config("sft", coins, tosser, "resume=true"), tmp_path / "again", replace(ALONE, watch=watch))
-    assert set(watch.phases) == {"loading", "publishing"}
+    assert set(watch.phases) == {"loading"}
     assert_equal(left_behind(tmp_path / "again"), left_behind(tmp_path / "once"))
