@@ -50,6 +50,7 @@ class SupervisedRanks:
             world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
             supervisor = Supervisor(world, settings)
             supervisor.open_log(self.folder)
+            world.barrier()  # a signal finds every rank supervised
             try:
                 with supervisor.interruptible():
                     work(replace(world, watch=supervisor))

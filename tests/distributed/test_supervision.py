@@ -140,6 +140,7 @@ def test_work_that_beats_is_not_interrupted(ranks: SupervisedRanks) -> None:
 def test_a_second_signal_ends_at_once(ranks: SupervisedRanks) -> None:
     def work(world: World) -> None:
         world.watch.beat("training", 0)
+        world.barrier()  # before its first beat, a rank would be interrupted
         (ranks.folder / "under_way").touch()
         with world.watch.long("saving"):
             time.sleep(60.0)
@@ -149,7 +150,7 @@ def test_a_second_signal_ends_at_once(ranks: SupervisedRanks) -> None:
     ranks.signal(1, signal.SIGINT)
     time.sleep(2.5)
     ranks.signal(1, signal.SIGINT)
-    assert ranks.statuses(seconds=15) == [130, 130]
+    assert ranks.statuses(seconds=30) == [130, 130]
     assert ranks.console.count("a second SIGINT reached rank 1") == 1
 
 

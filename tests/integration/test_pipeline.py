@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,10 @@ class StopAfter(Watch):
 
     def beat(self, phase: str, step: int | None = None) -> None:
         self.phases.append(phase)
+
+    def long(self, phase: str, seconds: float = math.inf) -> AbstractContextManager[None]:
+        self.beat(phase)
+        return nullcontext()
 
     @property
     def stop_requested(self) -> bool:
