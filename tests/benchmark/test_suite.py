@@ -39,6 +39,7 @@ def run_recipe(folder: Path, *overrides: str) -> None:
     benchmark(config, folder, World(0, 1, torch.device("cpu")))
 
 
+@pytest.mark.slow
 def test_the_suite_measures_writes_and_resumes(tmp_path: Path) -> None:
     options = ("benchmark.parts=[scan]", "benchmark.scan_lengths=[128]", "benchmark.repeats=2")
     run_recipe(tmp_path, *options)

@@ -27,6 +27,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 SETTINGS = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, clip_grad_norm=1.0)
 LENGTHS = [60, 3, 40, 2, 9]  # very unequal: with several ranks, some get a lone short document or nothing
 STAGES = [0, 1, 2, 3]
+FAST_STAGES = [stage if stage in (1, 3) else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
 Lines = dict[tuple[str, str], torch.Tensor]
 RunOnRanks = Callable[[int, Callable[[World], Any]], list[Any]]
 
@@ -92,7 +93,7 @@ def test_every_stage_makes_the_steps_of_one_process(
             torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_world_of_one_needs_no_launcher(tiny_model, random_documents, run_on_ranks: RunOnRanks, stage: int) -> None:
     model, documents = tiny_model.float(), random_documents(LENGTHS)
     (losses,) = run_on_ranks(1, lambda _: [m["loss"] for m in train(deepspeed_engine(model, ALONE, stage), documents)])
@@ -127,7 +128,7 @@ def test_any_stage_goes_on_from_the_state_of_any_other(
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", FAST_STAGES)
 def test_a_discarded_step_leaves_no_trace(tiny_model, random_documents, run_on_ranks: RunOnRanks, stage: int) -> None:
     model, documents = tiny_model.float(), random_documents(LENGTHS)
 
@@ -180,7 +181,7 @@ def test_what_is_not_finite_updates_nothing(
     assert run_on_ranks(2, work) == [(False, True, 2)] * 2
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", FAST_STAGES)
 def test_bfloat16_training_moves_the_ssms_scalars_by_updates_of_1e_5(
     tiny_model, random_documents, run_on_ranks: RunOnRanks, tmp_path, stage: int
 ) -> None:

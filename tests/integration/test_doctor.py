@@ -30,6 +30,7 @@ def test_a_sound_machine_is_green_and_the_run_keeps_its_folder(num_ranks: int, t
     assert not (run / "config.yaml").exists() and not (run / "doctor" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_what_is_broken_is_named_and_the_rest_is_examined(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for _ in range(2):  # the second time the folder is free again

@@ -113,6 +113,7 @@ def test_two_runs_of_one_seed_are_equal_token_for_token(run: Path, tmp_path: Pat
         assert (run / file).read_bytes() == (again / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(run: Path, tmp_path: Path) -> None:
     other = run_pipeline(tmp_path / "other", ["seed=1"])
     assert (run / "curate/eval.jsonl").read_bytes() != (other / "curate/eval.jsonl").read_bytes()

@@ -82,7 +82,11 @@ def largest_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("shape", "degree"), [*((shape, degree) for shape in SHAPES for degree in (2, 4)), ("seven billion", 8)]
+    ("shape", "degree"),
+    [
+        *((shape, degree) for shape in SHAPES for degree in (2, 4)),
+        pytest.param("seven billion", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_that_share_a_row_get_the_loss_and_gradients_of_one(
     tokenizer, random_documents, run_on_ranks: Callable[..., list[Any]], shape: str, degree: int
