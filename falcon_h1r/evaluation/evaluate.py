@@ -57,7 +57,7 @@ def evaluate_policy(
                 seed=seed,
             )
             rollouts = sampler.generate(own_prompts, settings)
-            with world.watch.long("verifying"):
+            with world.watch.long("judging"):
                 golds = [by_uid[rollout.problem_uid].answer for rollout in rollouts]
                 verdicts = verifier.score([rollout.text for rollout in rollouts], golds)
             rows += [

@@ -36,6 +36,7 @@ def test_meetings_and_collectives_have_deadlines_of_their_own() -> None:
         world = World.start(2, SupervisionConfig(wait_seconds=300.0, collective_seconds=100.0))
         groups = (world.group, dist.group.WORLD, world.sequence.group)
         told.put((dist.get_backend(world.group), [deadline_of(group) for group in groups if group is not None]))
+        world.barrier()  # or the first would leave while the other still connects
         world.stop()
 
     processes = [context.Process(target=start, args=(rank,)) for rank in range(2)]
