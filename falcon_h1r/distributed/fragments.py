@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from falcon_h1r.distributed.world import World
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")  # the latter as torch's Adam calls them
-KINDS = (WEIGHT, *MOMENTS)
 
 
 @dataclass(frozen=True, slots=True)
