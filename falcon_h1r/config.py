@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from falcon_h1r.config_data import CurateConfig
 from falcon_h1r.config_run import CheckpointConfig, EngineConfig, LaunchConfig, SupervisionConfig, TrackingConfig
+from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.config_tools import BenchmarkSuiteConfig, DoctorConfig, PlanConfig
 
 # Optional[...] rather than `... | None`, and no Literal: OmegaConf reads these annotations at run time.
@@ -62,27 +64,6 @@ class LimitsConfig:
 
 
 @dataclass
-class SourceConfig:
-    """A JSONL file and what its fields are called."""
-
-    path: Optional[str] = None
-    curated: bool = False  # written by recipes/curate.py: its own rows, the field names below do not apply
-    question_field: str = "question"
-    answer_field: str = "answer"
-    reasoning_field: Optional[str] = None  # null: with `answer_after`, what precedes the mark
-    teacher_field: Optional[str] = None
-    family_field: Optional[str] = None
-    difficulty_field: Optional[str] = None
-    weight_field: Optional[str] = None
-    tests_field: Optional[str] = None  # unit tests of a program: such rows need no answer
-    answer_after: Optional[str] = None  # the gold follows this mark ("####" in GSM8K)
-    strip_pattern: Optional[str] = None  # a regular expression removed from the reasoning
-    limit: Optional[int] = None  # read only so many rows
-    expected_samples: Optional[int] = None  # size of data that is not at hand; only dry runs reckon with it
-    expected_tokens: Optional[int] = None  # the same, prompts and responses together
-
-
-@dataclass
 class ParameterGroupConfig:
     """Parameters trained unlike the rest; the first entry whose pattern is found in a parameter's name has it."""
 
@@ -111,64 +92,6 @@ class OptimizerConfig:
 
 # -----------------------------------------------------------------------------
 # The stages
-
-
-@dataclass
-class SyntheticConfig:
-    """Generated maths problems and the teachers who solve them (falcon_h1r.data.problems)."""
-
-    num_problems: int = 60_000
-    families: Optional[list[str]] = None  # null: all
-    difficulty_shares: dict[str, float] = field(default_factory=lambda: {"easy": 0.25, "medium": 0.4, "hard": 0.35})
-    split_fractions: dict[str, float] = field(
-        default_factory=lambda: {"sft": 0.6, "rl": 0.3, "dev": 0.03, "eval": 0.07}
-    )
-    teachers: list[str] = field(default_factory=lambda: ["verbose", "terse", "careless"])
-    leap_rates: dict[str, float] = field(  # of terse, by difficulty: share of traces that show no working
-        default_factory=lambda: {"easy": 0.6, "medium": 0.3, "hard": 0.1}
-    )
-    slip_rate: float = 0.3  # of careless: share of its traces with one wrong digit
-    sympy_check_share: float = 1.0  # of the answers, recomputed by sympy from the question's text
-
-
-@dataclass
-class DifficultyWeightsConfig:
-    """Loss weight by difficulty. Hard interpolates from `hard_low` to `hard_high`; 0 drops."""
-
-    measured_by: str = "label"  # label: as the problem says; pass_rate, or trace_tokens
-    easy_pass_rate: float = 0.75  # with pass_rate: easy from here up
-    hard_pass_rate: float = 0.25  # ... and hard up to here
-
-    easy: float = 0.5
-    medium: float = 1.0
-    hard_low: float = 1.25
-    hard_high: float = 1.75
-
-
-@dataclass
-class TraceFiltersConfig:
-    """Which traces are dropped. Wrong ones always are, but for `keep_unproved`."""
-
-    require_reasoning: bool = True  # and an answer
-    require_boxed: bool = True  # maths without a final \boxed{}
-    require_compiling_code: bool = False  # code with a syntax error, or not in the language asked for
-    require_reliable_tools: bool = False  # tool calls whose outputs cannot be trusted
-    second_check: Optional[str] = None  # what else has to call a trace correct: llm
-    keep_unproved: list[str] = field(default_factory=list)  # kinds kept though unproved: very_hard, proof
-
-
-@dataclass
-class CurateConfig:
-    """From traces to what SFT and GRPO read."""
-
-    source: SourceConfig = field(default_factory=SourceConfig)  # path null: synthetic problems
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
-    keep_teacher: Optional[str] = None  # one teacher's traces; null keeps all
-    filters: TraceFiltersConfig = field(default_factory=TraceFiltersConfig)
-    weights: DifficultyWeightsConfig = field(default_factory=DifficultyWeightsConfig)
-    domain_token_shares: dict[str, float] = field(default_factory=dict)  # target mix; empty: as it comes
-    domain_samples: dict[str, int] = field(default_factory=dict)  # traces of each domain; empty: as they come
-    rollouts_per_problem: int = 1  # traces kept of one problem
 
 
 @dataclass

@@ -15,13 +15,13 @@ from typing import Any
 from falcon_h1r.config import (
     CodeVerifierConfig,
     Config,
-    CurateConfig,
     GRPOConfig,
     LimitsConfig,
     LoRAConfig,
     ModelConfig,
     OptimizerConfig,
 )
+from falcon_h1r.config_data import CurateConfig
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -19,6 +19,9 @@ THINK_START, THINK_END = "<think>", "</think>"  # around the reasoning of an ass
 VerdictStatus = Literal["correct", "wrong", "undecided", "unverifiable_gold"]
 ANSWER_FALLBACKS = ("answer", "hash", "math", "number")  # where an answer may be found without a box
 StopReason = Literal["stop", "length", "abort"]
+
+# Fields that most rows have nothing to say in.
+LEFT_OUT_AT_DEFAULT = ("verifiable", "pass_rate", "language", "turns", "given_verdict", "origin")
 
 
 class InputError(ValueError):
@@ -39,12 +42,24 @@ class Problem:
     answer: str  # the gold, in LaTeX or plain notation, without \boxed{}
     family: str = "unknown"  # "addition", "gsm8k", ...: the row of the accuracy table
     difficulty: Difficulty | None = None
-    domain: str = "math"
+    domain: str = "math"  # math, code, science or other
     tests: str | None = None  # JSON that falcon_h1r.verifier.code.parse_tests reads; the answer may be empty then
+    verifiable: bool = True  # False: nothing to judge an answer by, as of proofs, chats and refusals
+    pass_rate: float | None = None  # share of right rollouts, as the source says
+    language: str | None = None  # the programming language that is asked for; null: Python
 
     @classmethod
     def from_question(cls, question: str, answer: str, **rest: Any) -> Problem:
         return cls(uid=content_hash(question), question=question, answer=answer, **rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation, all text: tool calls and signatures stand in `content`, between their tags."""
+
+    role: str  # system, user, assistant or tool
+    content: str
+    reasoning: str = ""  # of an assistant's turn: what stands between <think> and </think>
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,9 @@ class Trace:
     reasoning: str  # what stands between <think> and </think>
     response: str  # what follows </think>; holds the answer in \boxed{}, or a fenced program
     weight: float = 1.0  # multiplies the loss of every token of the assistant's turn
+    turns: tuple[Turn, ...] = ()  # of a conversation: all before the assistant's last; empty: just the question
+    origin: str = ""  # source, file, row and generation: "openr1:part-3.parquet:17#2"
+    given_verdict: bool | None = None  # whether it is right, as the source says
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +120,18 @@ class RolloutGroup:
 
 
 def to_row(record: Any) -> dict[str, Any]:
-    """A dataclass as a JSON-ready row."""
-    return asdict(record)
+    """A dataclass as a JSON-ready row. What a newer field says only where it differs from its default is left out."""
+    row = {}
+    for field_ in fields(record):
+        value = getattr(record, field_.name)
+        if field_.name in LEFT_OUT_AT_DEFAULT and value == field_.default:
+            continue
+        if is_dataclass(value):
+            value = to_row(value)
+        elif field_.name == "turns":
+            value = [to_row(turn) for turn in value]
+        row[field_.name] = value
+    return row
 
 
 def problem_from_row(row: Mapping[str, Any]) -> Problem:
@@ -111,4 +139,5 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
 
 
 def trace_from_row(row: Mapping[str, Any]) -> Trace:
-    return Trace(**{**row, "problem": problem_from_row(row["problem"])})
+    turns = tuple(Turn(**turn) for turn in row.get("turns", ()))
+    return Trace(**{**row, "problem": problem_from_row(row["problem"]), "turns": turns})

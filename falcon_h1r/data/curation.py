@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from falcon_h1r.config import CurateConfig
+from falcon_h1r.config_data import CurateConfig
 from falcon_h1r.data.difficulty import difficulty_weight, hardness
 from falcon_h1r.types import InputError, Trace, Verdict, to_row
 from falcon_h1r.verifier.code.extract import extract_program

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from falcon_h1r.config import DifficultyWeightsConfig
+from falcon_h1r.config_data import DifficultyWeightsConfig
 from falcon_h1r.data.problems import FAMILIES, solve
 from falcon_h1r.data.problems_working import Working
 from falcon_h1r.types import Difficulty, InputError, Problem

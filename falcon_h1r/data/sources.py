@@ -22,7 +22,7 @@ from dataclasses import fields, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from falcon_h1r.config import SourceConfig
+from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.jsonl import json_type, read_jsonl
 from falcon_h1r.types import (
     DIFFICULTIES,

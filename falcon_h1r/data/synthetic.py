@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from falcon_h1r.config import CurateConfig, SyntheticConfig
+from falcon_h1r.config_data import CurateConfig, SyntheticConfig
 from falcon_h1r.data.problems import check_with_sympy, family_named, generate_problems, split_of
 from falcon_h1r.data.teachers import Teacher, teacher_named, write_traces
 from falcon_h1r.types import InputError, Problem, Trace

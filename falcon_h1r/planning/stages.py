@@ -12,7 +12,8 @@ from falcon_h1r.planning.speed import Workload
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
-    from falcon_h1r.config import Config, LimitsConfig, SourceConfig
+    from falcon_h1r.config import Config, LimitsConfig
+    from falcon_h1r.config_sources import SourceConfig
 
 SERVER_SHARE = 0.9  # of its memory that a rollout server takes for weights, states and caches
 

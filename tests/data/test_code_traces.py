@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from falcon_h1r.config import Config, CurateConfig, SourceConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.curation import curate_traces
 from falcon_h1r.data.jsonl import read_jsonl, write_jsonl
 from falcon_h1r.data.sources import load_problems, load_traces

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from falcon_h1r.config import CurateConfig, DifficultyWeightsConfig, TraceFiltersConfig
+from falcon_h1r.config_data import CurateConfig, DifficultyWeightsConfig, TraceFiltersConfig
 from falcon_h1r.data.curation import curate_traces
 from falcon_h1r.data.difficulty import difficulty_weight, hardness
 from falcon_h1r.data.problems import generate_problems

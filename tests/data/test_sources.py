@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from falcon_h1r.config import SourceConfig
+from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.data.problems import generate_problems
 from falcon_h1r.data.sources import check_problems, check_traces, load_problems, load_traces, read_problems

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import Config, GRPOConfig, SourceConfig
+from falcon_h1r.config import Config, GRPOConfig
+from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups, open_stream, score_groups, well_formed
