@@ -21,7 +21,7 @@ from falcon_h1r.config import (
     ModelConfig,
     OptimizerConfig,
 )
-from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config_checks_data import check_curate
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
@@ -62,8 +62,6 @@ def check_config(config: Config) -> None:
     _check_checkpoint(config.checkpoint)
     _check_supervision(config.supervision)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
-    measured_by = config.curate.weights.measured_by
-    one_of("curate.weights.measured_by", measured_by, ("label", "pass_rate", "trace_tokens"))
     one_of("sft.overlong", config.sft.overlong, ("drop", "trim"))
     one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
     one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
@@ -94,6 +92,7 @@ def check_config(config: Config) -> None:
     _check_code_verifier(config.verifier.code)
     for key, number in _counts(config):
         at_least(key, number, 1)
+    check_curate(config.curate)
     _check_grpo(config.grpo)
     check_benchmark(config.benchmark)
     check_plan(config.plan)
@@ -260,7 +259,6 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("launch.num_processes", config.launch.num_processes),
         ("launch.num_nodes", config.launch.num_nodes),
         ("tracking.log_every_steps", config.tracking.log_every_steps),
-        ("curate.synthetic.num_problems", config.curate.synthetic.num_problems),
         ("sft.batch_sequences", config.sft.batch_sequences),
         ("sft.optimizer.reference_batch_tokens", config.sft.optimizer.reference_batch_tokens),
         ("sft.optimizer.batch_tokens", config.sft.optimizer.batch_tokens),
@@ -309,7 +307,8 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     """
     found: list[str] = []
     if stage in ("curate", "pipeline"):
-        found += _unbuilt_in_curate(config.curate)
+        if config.curate.filters.second_check not in (None, "given"):
+            found.append(f"curate.filters.second_check={config.curate.filters.second_check}")
     if stage in ("sft", "pipeline"):
         found += _differing("sft.conversations", config.sft.conversations, multi_turn=False)
     if stage in ("grpo", "pipeline"):
@@ -320,24 +319,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     if stage == "export":
         found += _differing("export", config.export, **dict.fromkeys(vars(config.export)))
     return found
-
-
-def _unbuilt_in_curate(curate: CurateConfig) -> list[str]:
-    filters = _differing(
-        "curate.filters",
-        curate.filters,
-        require_reasoning=True,
-        require_boxed=True,
-        require_compiling_code=False,
-        require_reliable_tools=False,
-        second_check=None,
-        keep_unproved=[],
-    )
-    return (
-        _differing("curate", curate, domain_token_shares={}, domain_samples={}, rollouts_per_problem=1)
-        + filters
-        + _differing("curate.weights", curate.weights, measured_by="label")
-    )
 
 
 def _unbuilt_in_grpo(grpo: GRPOConfig) -> list[str]:

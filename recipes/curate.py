@@ -1,97 +1,73 @@
 """Curation: traces in, what SFT and GRPO read out.
 
     python recipes/curate.py experiment=quickstart
-    python recipes/curate.py curate.source.path=traces.jsonl curate.source.reasoning_field=solution
-    python recipes/curate.py curate.source.path=code.jsonl curate.source.tests_field=input_output ...
+    python recipes/curate.py data/source=gsm8k curate.sources.gsm8k.path=train.jsonl
+    python recipes/curate.py data/source=[openr1_math,safety] curate.sources.openr1_math.path=... curate.work.num_workers=32
+    python recipes/curate.py ... run_dir=runs/mix resume=true            goes on where a kill left it
+    python recipes/curate.py ... curate.work.num_shards=16 curate.work.shard=3 run_dir=runs/mix-03
+    python recipes/curate.py ... curate.work.merge='runs/mix-*' run_dir=runs/mix
 
-Writes traces.jsonl (SFT), rl.jsonl, dev.jsonl, eval.jsonl (problems), dropped.jsonl (with the reason of each) and
-summary.json. A file of traces gives traces.jsonl and dropped.jsonl; without one, problems are generated.
+Writes traces.jsonl (SFT), dropped.jsonl (with the reason of each), summary.json and data_report.html. Without a source,
+problems are generated: then also rl.jsonl, dev.jsonl, eval.jsonl.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
-from falcon_h1r.data.sources import check_traces
+from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.data.sources import check_head
 from falcon_h1r.entry import run_recipe
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
-    from falcon_h1r.types import Problem
-    from falcon_h1r.verifier.code import CodeVerifier
 
 
 def check(config: Config) -> None:
-    """What the user may have got wrong, found before any work."""
+    """What the user may have got wrong, found before any work: each source is opened, and its head is read."""
+    from falcon_h1r.data.decontamination import EvaluationIndex
     from falcon_h1r.data.synthetic import check_synthetic
 
-    if config.curate.source.path is not None:
-        check_traces(config.curate.source)
-    else:
+    if not config.curate.sources:
         check_synthetic(config.curate)
+    for name, source in config.curate.sources.items():
+        check_head(name, source, config.curate)
+    EvaluationIndex.from_config(config.curate.decontamination)
 
 
 def curate(config: Config, folder: Path, world: World) -> Path:
-    """Run the stage on the main rank; the others wait. With `resume`, one that has ended is left as it is."""
+    """Run the stage on the main rank, or what is left of it; the others wait."""
     if not (config.resume and world.on_main((folder / "summary.json").is_file)):
-        world.on_main(lambda: _curate(config, folder))
+        world.on_main(lambda: _curate(config, folder, world))
     return folder
 
 
-def _curate(config: Config, folder: Path) -> None:
-    from falcon_h1r.checkpoint.files import replace_text
-    from falcon_h1r.data.curation import curate_traces
-    from falcon_h1r.data.jsonl import write_jsonl
-    from falcon_h1r.data.sources import load_traces
-    from falcon_h1r.data.synthetic import synthetic_corpus
-    from falcon_h1r.types import to_row
-    from falcon_h1r.verifier import Verifier
+def _curate(config: Config, folder: Path, world: World) -> None:
+    from rich.console import Console
 
-    splits: dict[str, list[Problem]] = {}
-    if config.curate.source.path is None:
-        corpus = synthetic_corpus(config.curate.synthetic, config.seed)
-        traces, splits = corpus.traces, corpus.splits
-        print(f"curate: {len(traces):,} traces, {corpus.num_checked:,} answers recomputed by sympy", flush=True)
-    else:
-        traces = load_traces(config.curate.source)
-    with ExitStack() as stack:
-        verifier = stack.enter_context(Verifier.from_config(config.verifier))
-        score_code = None
-        if any(trace.problem.tests is not None for trace in traces):
-            score_code = stack.enter_context(_code_verifier(config)).score
-        curated = curate_traces(traces, config.curate, verifier.score, score_code, verifier.check_gold)
-    summary = curated.summary()
+    from falcon_h1r.data.curation.corpus import WORK, curate_corpus
+    from falcon_h1r.data.curation.report import write_report
+    from falcon_h1r.data.synthetic import write_corpus
+    from falcon_h1r.progress import ProgressReporter
+
     folder.mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "traces.jsonl", map(to_row, curated.kept))
-    write_jsonl(folder / "dropped.jsonl", curated.dropped_rows())
-    for name, problems in splits.items():
-        write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
-    replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")  # last: the stage has ended
-    print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
-
-
-def _code_verifier(config: Config) -> CodeVerifier:
-    from falcon_h1r.types import InputError
-    from falcon_h1r.verifier.code import CodeVerifier
-    from falcon_h1r.verifier.workers.sandbox import SandboxUnavailable
-
-    code = config.verifier.code
-    try:
-        return CodeVerifier(
-            num_workers=code.num_workers,
-            cpu_seconds=code.cpu_seconds,
-            deadline_seconds=code.deadline_seconds,
-            memory_limit_bytes=int(code.memory_limit_gib * 2**30),
-            max_tests=code.max_tests,
-            seed=config.seed,
-            sandbox_url=code.sandbox_url,
+    if not config.curate.sources:
+        config = copy.deepcopy(config)
+        traces = write_corpus(config.curate.synthetic, config.seed, folder, folder / WORK)
+        config.curate.sources = {"synthetic": SourceConfig(path=str(traces), curated=True)}
+    with world.watch.long("curating"):
+        summary = curate_corpus(
+            config,
+            folder,
+            lambda total, what: ProgressReporter(total, f"curate: {what}", "chunks", console=Console()),
+            world.watch.check,
         )
-    except SandboxUnavailable as error:
-        raise InputError(f"verifier.code: {error}") from None
+    if summary:
+        write_report(folder)
+        print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def reading_from(config: Config, curated: Path) -> Config:
     """The config with data taken from curation's output: all of it where problems were generated, else the traces."""
     config = copy.deepcopy(config)
     config.sft.data = SourceConfig(path=str(curated / "traces.jsonl"), curated=True)
-    if config.curate.source.path is None:
+    if not config.curate.sources:
         for stage, split in ((config.grpo, "rl"), (config.dev, "dev"), (config.evaluate, "eval")):
             stage.data = SourceConfig(path=str(curated / f"{split}.jsonl"), curated=True)
     return config
@@ -133,7 +133,7 @@ def check(config: Config) -> None:
     check_model_path(config.model)
     for stage in ("sft", "grpo"):
         check_training(config, stage)
-    if config.curate.source.path is not None:  # traces of one's own come without problems for the other stages
+    if config.curate.sources:  # traces of one's own come without problems for the other stages
         recipes.grpo.check(config)
         require("evaluate.data.path", config.evaluate.data.path)
         check_benchmark(config.evaluate.data)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from falcon_h1r.config_data import CurateConfig, SyntheticConfig
+from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.data.problems import check_with_sympy, family_named, generate_problems, split_of
 from falcon_h1r.data.teachers import Teacher, teacher_named, write_traces
-from falcon_h1r.types import InputError, Problem, Trace
+from falcon_h1r.types import InputError, Problem, Trace, to_row
 
 NEEDED_SPLITS = ("sft", "rl", "dev", "eval")  # what the stages read
 
@@ -42,6 +44,22 @@ class SyntheticCorpus:
     traces: list[Trace]
     splits: dict[str, list[Problem]]  # "rl", "dev", "eval"
     num_checked: int  # answers that sympy recomputed, all equal
+
+
+def write_corpus(config: SyntheticConfig, seed: int, folder: Path, work: Path) -> Path:
+    """Generate the corpus into files: problems by split into `folder`, traces into `work`, whose path is returned.
+
+    The traces are written last: where they are, so is all else, and nothing is done.
+    """
+    path = work / "synthetic.jsonl"
+    if not path.is_file():
+        corpus = synthetic_corpus(config, seed)
+        print(f"curate: {len(corpus.traces):,} traces, {corpus.num_checked:,} answers recomputed by sympy", flush=True)
+        for name, problems in corpus.splits.items():
+            write_jsonl(folder / f"{name}.jsonl", map(to_row, problems))
+        work.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, map(to_row, corpus.traces))
+    return path
 
 
 def synthetic_corpus(config: SyntheticConfig, seed: int) -> SyntheticCorpus:

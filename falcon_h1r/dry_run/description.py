@@ -124,16 +124,17 @@ def _model_rows(config: Config, ranks: RankPlan, shape: FalconH1Config, read_fro
 
 def _curate_rows(config: Config) -> Iterator[Row]:
     curate, weights = config.curate, config.curate.weights
-    if curate.source.path is None:
+    if not curate.sources:
         yield "source", f"{curate.synthetic.num_problems:,} synthetic problems"
         yield from _synthetic_head(config)
-    else:
-        yield from _data_rows(curate.source, traces=True)
+    for name, source in curate.sources.items():
+        yield "source", name
+        yield from _data_rows(source, traces=True)
     yield "teacher", curate.keep_teacher or "all"
     levels = f"easy {weights.easy}, medium {weights.medium}, hard {weights.hard_low} to {weights.hard_high}"
     yield "loss weights", f"{levels}; by {weights.measured_by}"
-    for domain, share in curate.domain_token_shares.items():
-        samples = curate.domain_samples.get(domain)
+    for domain, share in curate.mix.domain_token_shares.items():
+        samples = curate.mix.domain_samples.get(domain)
         yield domain, f"{share:.1%} of the tokens" + (f", {samples:,} samples" if samples else "")
 
 
