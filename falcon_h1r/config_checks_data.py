@@ -72,7 +72,9 @@ def _check_duplicates(duplicates: DuplicatesConfig) -> None:
     at_least(f"{key}.shingle_words", duplicates.shingle_words, 1)
     at_least(f"{key}.num_bands", duplicates.num_bands, 1)
     if duplicates.num_hashes % duplicates.num_bands:
-        raise InputError(f"{key}.num_hashes={duplicates.num_hashes}: not a multiple of num_bands={duplicates.num_bands}")
+        raise InputError(
+            f"{key}.num_hashes={duplicates.num_hashes}: not a multiple of num_bands={duplicates.num_bands}"
+        )
 
 
 def _check_mix(mix: MixConfig) -> None:

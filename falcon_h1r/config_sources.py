@@ -39,7 +39,9 @@ class SourceConfig:
     family_field: Optional[str] = None
     difficulty_field: Optional[str] = None  # easy, medium or hard, or a number to be graded
     difficulty_names: dict[str, str] = field(default_factory=dict)  # theirs -> easy, medium, hard
-    difficulty_bounds: list[float] = field(default_factory=list)  # of a number: medium from the first, hard from the second
+    difficulty_bounds: list[float] = field(
+        default_factory=list
+    )  # of a number: medium from the first, hard from the second
     pass_rate_field: Optional[str] = None  # a share of right rollouts, measured by somebody
     language_field: Optional[str] = None  # the programming language that is asked for
 

@@ -200,5 +200,3 @@ def _first_examples(rendered: Sequence[Rendered], most: int = 3) -> dict[str, li
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with new_file(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
-
-

@@ -31,7 +31,12 @@ from falcon_h1r.verifier.code import CodeVerifier
 Score = Callable[[Sequence[str], Sequence[str]], list[Verdict]]  # predictions, golds or tests -> verdicts
 
 # In the order in which they are looked for, around those of falcon_h1r.data.filters.
-OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = "other_teacher", "contaminated", "unverifiable_gold", "unproved"
+OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = (
+    "other_teacher",
+    "contaminated",
+    "unverifiable_gold",
+    "unproved",
+)
 NOT_CORRECT = (UNVERIFIABLE_GOLD, UNPROVED, "undecided", "wrong", "second_check")
 
 REDEEMABLE = (UNVERIFIABLE_GOLD, "undecided")  # reduce.py keeps those of very hard problems, where asked to

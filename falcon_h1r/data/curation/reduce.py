@@ -71,7 +71,9 @@ def reduce_corpus(corpus: CorpusFacts, config: CurateConfig, files: Sequence[Chu
         )
         corpus.drop(duplicate_of >= 0, DUPLICATE)
     if config.traces_per_problem is not None:
-        corpus.drop(_rank_within(corpus.facts["problem"], corpus.alive()) >= config.traces_per_problem, ENOUGH_OF_PROBLEM)
+        corpus.drop(
+            _rank_within(corpus.facts["problem"], corpus.alive()) >= config.traces_per_problem, ENOUGH_OF_PROBLEM
+        )
     mix = mix_domains(corpus, config.mix, seed)
     return Reduced(teacher, coverage, rates, duplicate_of, mix)
 
@@ -138,7 +140,12 @@ def read_pass_rates(path: str | Path) -> tuple[NDArray[np.uint64], NDArray[np.fl
     rates: dict[int, float] = {}
     for number, row in read_jsonl(path):
         uid, rate = row.get("uid"), row.get("pass_rate")
-        if not isinstance(uid, str) or isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        if (
+            not isinstance(uid, str)
+            or isinstance(rate, bool)
+            or not isinstance(rate, int | float)
+            or not 0 <= rate <= 1
+        ):
             raise InputError(f"{path}, line {number}: needs a uid and a pass_rate from 0 to 1")
         rates[problem_key(uid)] = rate
     keys = np.array(sorted(rates), np.uint64)
@@ -165,9 +172,7 @@ def _grade(corpus: CorpusFacts, weights: DifficultyWeightsConfig, rates: NDArray
     facts["hardness"][known] = np.clip(np.nan_to_num(hardness), 0, 1)[known]
 
 
-def _shortest(
-    problems: NDArray[np.uint64], tokens: NDArray[np.int32], alive: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _shortest(problems: NDArray[np.uint64], tokens: NDArray[np.int32], alive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(N): tokens of the shortest trace alive of each trace's problem; -1 where there is none."""
     _, problem = np.unique(problems, return_inverse=True)
     shortest = np.full(int(problem.max()) + 1 if len(problem) else 0, np.inf)

@@ -120,7 +120,8 @@ def render_chunk(
     with ExitStack() as stack:
         dropped = stack.enter_context(new_file(files.dropped))
         kept: dict[int, BinaryIO] = {
-            int(stream): stack.enter_context(new_file(files.kept(int(stream)))) for stream in np.unique(decisions.streams)
+            int(stream): stack.enter_context(new_file(files.kept(int(stream))))
+            for stream in np.unique(decisions.streams)
         }
         max_bytes = int(config.max_row_megabytes * 1e6)
         for trace in read_chunk(chunk, config.sources[chunk.source], max_bytes, on_bad):

@@ -32,7 +32,9 @@ TARGET_TRACES, TARGET_TOKENS_EACH, TARGET_CORES = 3_110_000, 9_700, 64  # the 7B
 BY_TRACE = ("verifying",)  # stages whose time goes with the traces rather than with their length
 
 
-def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes], config: CurateConfig) -> dict[str, Any]:
+def summarise(
+    corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes], config: CurateConfig
+) -> dict[str, Any]:
     """The funnel from all traces to those kept, both sides by what they are, tokens, lengths, weights."""
     facts, order = corpus.facts, reduced.mix.order
     kept, dropped = facts[corpus.alive()], facts[~corpus.alive()]
@@ -66,7 +68,9 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
         "verdicts": _verdicts(facts),
         "unverifiable_golds": sorted({gold for note in notes for gold in note.unverifiable_golds})[:MAX_GOLDS_SHOWN],
         "evaluation_sets": {
-            "checked": [name for name in config.decontamination.sets if name not in config.decontamination.switched_off],
+            "checked": [
+                name for name in config.decontamination.sets if name not in config.decontamination.switched_off
+            ],
             "switched_off": list(config.decontamination.switched_off),
         },
     }
