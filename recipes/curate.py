@@ -2,7 +2,7 @@
 
     python recipes/curate.py experiment=quickstart
     python recipes/curate.py data/source=gsm8k curate.sources.gsm8k.path=train.jsonl
-    python recipes/curate.py data/source=[openr1_math,safety] curate.sources.openr1_math.path=... curate.work.num_workers=32
+    python recipes/curate.py data/source=[openr1_math,safety] curate.sources.openr1_math.path=... ...
     python recipes/curate.py ... run_dir=runs/mix resume=true            goes on where a kill left it
     python recipes/curate.py ... curate.work.num_shards=16 curate.work.shard=3 run_dir=runs/mix-03
     python recipes/curate.py ... curate.work.merge='runs/mix-*' run_dir=runs/mix

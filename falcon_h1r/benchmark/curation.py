@@ -1,4 +1,4 @@
-"""suite=curation: a corpus of each size through recipes/curate.py, its memory watched; then once more, killed on its way.
+"""suite=curation: corpora through recipes/curate.py, their memory watched; then the smallest again, killed on its way.
 
 Every size runs in a process of its own, whose memory, workers included, is sampled while it runs. The smallest is run
 again and killed with SIGKILL at drawn moments until it ends; what comes out is compared byte by byte.

@@ -8,10 +8,9 @@ looked at, so that this takes seconds, and is done anew after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -209,8 +208,3 @@ def _rank_within(problems: NDArray[np.uint64], alive: NDArray[np.bool_]) -> NDAr
     starts = np.maximum.accumulate(np.where(first, np.arange(len(keys)), 0))
     ranks[order] = np.arange(len(keys)) - starts
     return ranks
-
-
-def as_dict(reduced: Reduced) -> Mapping[str, Any]:
-    """What summary.json says of it."""
-    return {"teacher": reduced.teacher, "solved_problems_by_teacher": reduced.coverage}

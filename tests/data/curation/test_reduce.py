@@ -104,7 +104,8 @@ def test_hard_weights_rise_as_the_pass_rate_falls(rate: float, difficulty: str, 
 def test_pass_rates_of_a_file_are_found_by_uid_and_other_problems_keep_their_label(tmp_path: Path) -> None:
     uids = [content_hash("one"), "problem-7", "unknown"]
     path = tmp_path / "pass_rates.jsonl"
-    path.write_text("".join(json.dumps({"uid": uid, "pass_rate": rate}) + "\n" for uid, rate in zip(uids, (0.0, 1.0))))
+    rows = [{"uid": uid, "pass_rate": float(place)} for place, uid in enumerate(uids[:2])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = corpus_of(*({"problem": problem_key(uid), "difficulty": "medium"} for uid in uids))
     reduce(corpus, weights=DifficultyWeightsConfig(measured_by="pass_rate", pass_rates=str(path)))
     assert difficulties(corpus) == ["hard", "easy", "medium"]
