@@ -36,7 +36,7 @@ def summarise(
     corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes], config: CurateConfig
 ) -> dict[str, Any]:
     """The funnel from all traces to those kept, both sides by what they are, tokens, lengths, weights."""
-    facts, order, sets = corpus.facts, reduced.mix.order, config.decontamination
+    facts, order = corpus.facts, reduced.mix.order
     kept, dropped = facts[corpus.alive()], facts[~corpus.alive()]
     reasons = {name: count for name, count in _by(dropped, "reason", corpus).items() if name != KEPT}
     num_unreadable = sum(len(note.unreadable) for note in notes)
