@@ -79,8 +79,8 @@ class DuplicatesConfig:
     of: Optional[str] = None  # trace: question, reasoning and response; question: one problem of several; null: off
     threshold: float = 0.8  # Jaccard similarity of their shingles, from which two are the same
     shingle_words: int = 5
-    num_hashes: int = 128
-    num_bands: int = 16
+    num_hashes: int = 120
+    num_bands: int = 20  # of as many hashes each; a pair of similarity s is compared with P = 1 - (1 - s^6)^20
 
 
 @dataclass
