@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.sources import check_head
 from falcon_h1r.entry import run_recipe
 
 if TYPE_CHECKING:
@@ -28,14 +27,12 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """What the user may have got wrong, found before any work: each source is opened, and its head is read."""
-    from falcon_h1r.data.decontamination import EvaluationIndex
+    from falcon_h1r.data.curation.check import check_sources
     from falcon_h1r.data.synthetic import check_synthetic
 
     if not config.curate.sources:
         check_synthetic(config.curate)
-    for name, source in config.curate.sources.items():
-        check_head(name, source, config.curate)
-    EvaluationIndex.from_config(config.curate.decontamination)
+    check_sources(config.curate)
 
 
 def curate(config: Config, folder: Path, world: World) -> Path:

@@ -69,6 +69,18 @@ class ChunkNotes:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was found out about a trace."""
+
+    reason: str  # why it is dropped; KEPT
+    detail: str  # in the words of what found it
+    verdict: Verdict | None  # None: it was not verified
+    hardness: float
+    prompt_tokens: int
+    response_tokens: int
+
+
 class FactsWriter:
     """Facts of one chunk, gathered trace by trace."""
 
@@ -78,41 +90,32 @@ class FactsWriter:
         self._places: dict[str, dict[str, int]] = {column: {} for column in NAMED}
         self._rows: list[tuple[Any, ...]] = []
 
-    def add(
-        self,
-        trace: Trace,
-        reason: str,
-        detail: str,
-        verdict: Verdict | None,
-        hardness: float,
-        tokens: tuple[int, int],
-    ) -> None:
-        problem = trace.problem
+    def add(self, trace: Trace, judged: Judged) -> None:
+        problem, verdict = trace.problem, judged.verdict
         difficulty = -1 if problem.difficulty is None else DIFFICULTIES.index(problem.difficulty)
         self.origins.append(trace.origin)
-        if detail:
-            self.notes.details[str(len(self._rows))] = detail
+        if judged.detail:
+            self.notes.details[str(len(self._rows))] = judged.detail
+        if trace.given_verdict is not None and verdict is not None and verdict.correct != trace.given_verdict:
+            self.notes.disagreements.append(len(self._rows))
         self._rows.append(
             (
                 problem_key(problem.uid),
                 self._place("teacher", trace.teacher),
                 self._place("domain", problem.domain),
                 self._place("family", problem.family),
-                self._place("reason", reason),
+                self._place("reason", judged.reason),
                 difficulty,
                 NOT_JUDGED if verdict is None else VERDICTS.index(verdict.status),
                 -1 if trace.given_verdict is None else int(trace.given_verdict),
                 problem.verifiable,
-                hardness,
+                judged.hardness,
                 np.nan if problem.pass_rate is None else problem.pass_rate,
                 trace.weight,
-                *tokens,
+                judged.prompt_tokens,
+                judged.response_tokens,
             )
         )
-
-    @property
-    def num_traces(self) -> int:
-        return len(self._rows)
 
     @property
     def facts(self) -> Facts:

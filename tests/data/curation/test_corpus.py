@@ -26,8 +26,7 @@ def rows_of(seed: int, count: int, domain: str) -> list[dict[str, Any]]:
         a, b = rng.randrange(100), rng.randrange(100)
         stated = rng.choice([a + b, a + b, a + b, a + b + 1, None])
         reasoning = " ".join(f"step {rng.randrange(1000)} of {a} and {b}" for _ in range(rng.randrange(1, 12)))
-        if stated is not None:
-            reasoning += f" so \\boxed{{{stated}}}"
+        reasoning += "</think>That is all." if stated is None else f"</think>so \\boxed{{{stated}}}"
         row = {"question": f"What is {a}+{b}?", "answer": str(a + b), "reasoning": reasoning}
         rows.append({**row, "teacher": rng.choice("xy"), "domain": domain, "difficulty": rng.choice(["easy", "hard"])})
         if rng.random() < 0.1:
@@ -50,7 +49,7 @@ def config(tmp_path: Path) -> Config:
             difficulty_field="difficulty",
         )  # fmt: skip
     curate = config.curate
-    curate.work.chunk_megabytes = 0.006
+    curate.work.chunk_megabytes = 0.02
     curate.keep_teacher = "by_coverage"
     curate.duplicates.of = "trace"
     curate.mix.domain_token_shares = {"math": 0.75, "science": 0.25}
@@ -115,7 +114,7 @@ def test_a_duplicate_names_the_row_it_repeats(config: Config, tmp_path: Path) ->
         name, file, number = row["detail"].rsplit(" ", 1)[-1].split(":")
         first = json.loads((tmp_path / name / file).read_text().splitlines()[int(number) - 1])
         assert first["question"] == row["problem"]["question"]
-        assert row["reasoning"].startswith(first["reasoning"].split(" so ")[0])
+        assert row["reasoning"] == first["reasoning"].split("</think>")[0]
 
 
 def test_the_mix_reaches_its_shares(config: Config, tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_the_mix_reaches_its_shares(config: Config, tmp_path: Path) -> None:
     assert abs(shares["math"]["share"] - 0.75) < 0.005
 
 
-@pytest.mark.parametrize("calls", [0, 1, 5, 17, 23, 30, 40])
+@pytest.mark.parametrize("calls", [0, 1, 4, 7, 10, 14])
 def test_cut_anywhere_and_begun_again_the_same_bytes_come_out(config: Config, tmp_path: Path, calls: int) -> None:
     run(config, tmp_path / "whole")
     with pytest.raises(Killed):
