@@ -52,9 +52,8 @@ def find_fault(
     """
     if reason := _incomplete(trace, config):
         return Fault(reason)
-    if config.scripts:
-        if detail := find_other_scripts(_named_texts(trace), config.scripts, config.max_other_scripts):
-            return Fault(WRONG_SCRIPT, detail)
+    if detail := find_other_scripts(_named_texts(trace), config.scripts, config.max_other_scripts):
+        return Fault(WRONG_SCRIPT, detail)
     if config.require_reliable_tools and (detail := find_unreliable_call(trace)):
         return Fault(UNRELIABLE_TOOL, detail)
     if config.require_compiling_code and (fault := _unsound_program(trace)):

@@ -21,7 +21,7 @@ _LANGUAGES = {*_ALIASES.values(), *"c java php swift scala haskell lua perl r ju
 # What no program in another language has at the beginning of a line; asked only of one whose fence is silent, or
 # that is called Python and is none. In this order: C++ looks like C, C# like Java. Each takes time linear in a line.
 _SIGNS = {
-    "cpp": r"using namespace std;|#include[ \t]*<(?:bits/stdc\+\+\.h|(?:io|s)stream|vector|string|algorithm|map|set|c\w+)>",
+    "cpp": r"using namespace std;|#include[ \t]*<(?:bits/stdc\+\+\.h|[is]o?stream|vector|string|algorithm|map|c\w+)>",
     "c": r"#include[ \t]*[<\"][\w/]+\.h[>\"]",
     "csharp": r"using System[\w.]*;",
     "java": r"import java[\w.]*\.(?:\w+|\*);|public (?:final )?class \w|[ \t]*public static void main\b",

@@ -14,7 +14,8 @@ FEWEST = 10  # letters of other scripts below which a text is none of theirs: a 
 
 # First words of a letter's name in Unicode that are not its script's. None: a sign like °, whatever it is called.
 _NAMES = {
-    "cjk": "han", "ideographic": "han", "katakana-hiragana": "katakana", "halfwidth": "katakana", "fullwidth": "latin", "mathematical": None,
+    "cjk": "han", "ideographic": "han", "katakana-hiragana": "katakana", "halfwidth": "katakana",
+    "fullwidth": "latin", "mathematical": None,
     "double-struck": None, "script": None, "black-letter": None, "micro": None, "ohm": None, "kelvin": None,
     "angstrom": None, "planck": None, "modifier": None, "superscript": None, "subscript": None, "feminine": None,
     "masculine": None, "circled": None, "parenthesized": None, "alef": None, "bet": None, "information": None,
@@ -36,13 +37,15 @@ _OTHER_LETTERS = re.compile(r"[^\W\d_A-Za-z]+")
 def find_other_scripts(texts: Mapping[str, str], scripts: Iterable[str], most: float) -> str | None:
     """The first of some texts, by name, whose letters are of other scripts by more than a share; None if none is.
 
+    No scripts: any will do.
+
     Raises:
         InputError: for a script that is not known.
     """
     allowed = frozenset(scripts)
     if unknown := allowed - KNOWN:
         raise InputError(f"curate.filters.scripts: {min(unknown)} is none of {', '.join(sorted(KNOWN))}")
-    for name, text in texts.items():
+    for name, text in texts.items() if allowed else ():
         if text.isascii() and "latin" in allowed:
             continue
         counts = count_scripts(text)

@@ -1,23 +1,20 @@
 r"""Whether the tool calls of a conversation are well formed, answered, and answered by more than an error.
 
-system     <tools>[{"type": "function", "function": {"name": "weather", ...}}]</tools>
-assistant  <tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>
-tool       {"celsius": 21}
+    system     <tools>[{"type": "function", "function": {"name": "weather", ...}}]</tools>
+    assistant  <tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>
+    tool       {"celsius": 21}
+
+A call is an object with a name and arguments; every call has one output, and the turns after it wait for that.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from falcon_h1r.types import Trace, Turn
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_CALL_TAG = re.compile(r"</?tool_call>")
-_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
-_OUTPUT = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 _SHOWN = 80
 _BEGINNING = 300  # characters of an output in which an error would show
 
@@ -53,8 +50,8 @@ def find_unreliable_call(trace: Trace) -> str | None:
             continue
         if waiting:
             return f"{where}: a call without an output before it"
-        if turn.role == "system" and (match := _TOOLS.search(turn.content)):
-            names = _names_of(match.group(1))
+        if turn.role == "system" and "<tools>" in turn.content:
+            names = _names_of(turn.content)
             if names is None:
                 return f"{where}: signatures that cannot be read"
         if turn.role == "assistant":
@@ -69,8 +66,8 @@ def find_unreliable_call(trace: Trace) -> str | None:
 
 def _calls_of(content: str) -> tuple[list[str], str | None]:
     """The names of the tools that a turn calls, and what is wrong with its calls."""
-    bodies = _CALL.findall(content)
-    if len(_CALL_TAG.findall(content)) != 2 * len(bodies):
+    bodies = _between(content, "tool_call")
+    if bodies is None:
         return [], "a call that does not close"
     names = []
     for body in bodies:
@@ -88,7 +85,7 @@ def _calls_of(content: str) -> tuple[list[str], str | None]:
 
 def _outputs_of(content: str, waiting: int) -> list[str]:
     """The outputs that a tool's turn holds: between tags, one for each of several calls as a JSON list, or one."""
-    outputs = [match.strip() for match in _OUTPUT.findall(content)]
+    outputs = _between(content, "tool_response") or []
     if not outputs and waiting > 1:
         values = _parsed(content)
         if isinstance(values, list) and len(values) == waiting:
@@ -126,11 +123,14 @@ def _says_error(output: dict[str, Any]) -> bool:
     )
 
 
-def _names_of(signatures: str) -> set[str] | None:
-    """The tools' names, of one JSON list or of a JSON object a line; None where they cannot be read."""
-    whole = _parsed(signatures)
-    entries = whole if isinstance(whole, list) else list(_lines(signatures)) if whole is None else [whole]
-    names = set()
+def _names_of(content: str) -> set[str] | None:
+    """The tools' names, of one JSON list or of a JSON object a line, between tags; None where they cannot be read."""
+    names: set[str] = set()
+    entries: list[Any] = []
+    for block in _between(content, "tools") or [""]:
+        whole = _parsed(block)
+        lines = [_parsed(line) for line in block.splitlines() if line.strip()] if whole is None else [whole]
+        entries += whole if isinstance(whole, list) else lines
     for entry in entries:
         function = entry.get("function", entry) if isinstance(entry, dict) else None
         if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
@@ -139,8 +139,12 @@ def _names_of(signatures: str) -> set[str] | None:
     return names
 
 
-def _lines(text: str) -> Iterator[Any]:
-    return (_parsed(line) for line in text.splitlines() if line.strip())
+def _between(text: str, tag: str) -> list[str] | None:
+    """What stands between each tag and its end, stripped; None where they do not alternate. Linear in the text."""
+    parts = re.split(rf"(</?{tag}>)", text)
+    if parts[1::2] != [f"<{tag}>", f"</{tag}>"] * (len(parts) // 4):
+        return None
+    return [part.strip() for part in parts[2::4]]
 
 
 def _parsed(text: str) -> Any:
