@@ -56,6 +56,7 @@ class TraceFiltersConfig:
     require_compiling_code: bool = False  # code with a syntax error, or not in the language asked for
     require_reliable_tools: bool = False  # tool calls whose outputs cannot be trusted
     scripts: list[str] = field(default_factory=list)  # of the text's letters: latin, cyrillic, han, ...; empty: any
+    max_other_scripts: float = 0.1  # share of the letters of question, reasoning or response that may be of others
     max_prompt_tokens: Optional[int] = None
     max_response_tokens: Optional[int] = None  # reasoning included
     second_check: Optional[str] = None  # what else has to call a trace correct: given (the rows' own verdict), or llm

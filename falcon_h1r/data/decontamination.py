@@ -1,6 +1,6 @@
 """Copies of evaluation problems in traces, found by the n-grams of their letters and digits.
 
-    overlap(problem, trace) = distinct n-grams of the problem that stand anywhere in the trace / all of its distinct n-grams
+    overlap(problem, trace) = its distinct n-grams that stand anywhere in the trace / all of its distinct n-grams
 
 A trace is contaminated from `min_overlap` of any one problem. A problem shorter than n characters is looked for whole;
 one below SHORTEST would be found everywhere, so it only matches a text that is nothing else.
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from falcon_h1r.config_data import DecontaminationConfig
 from falcon_h1r.data.ngrams import Codes, codes_of, normalise, normalise_with_positions, window_hashes
+from falcon_h1r.data.sources import load_problems
 from falcon_h1r.types import InputError, Problem, Trace
 
 SHORTEST = 20  # letters and digits of a problem that is looked for inside of longer text
 _BITMAP_BITS = 22
 _CONFIRMED_AT_ONCE = 4096
+_SHOWN = 200  # characters of a match in a description
 _BORDER = "\n"  # between texts: no normalised text holds it, so no n-gram crosses
 
 
@@ -35,6 +37,9 @@ class Match:
     overlap: float  # share of the problem's distinct n-grams
     text: str  # as it stands in the trace: the longest stretch that was found
     question: str  # as the evaluation asks it
+
+    def describe(self) -> str:
+        return f"{self.set_name} {self.uid}: {self.overlap:.0%} of it, {self.text[:_SHOWN]!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +91,35 @@ class EvaluationIndex:
     """The problems that evaluation asks, ready to be looked for. Pickles, and is only read once it is built.
 
     Args:
-        sets: the evaluation problems by the name of their set; those of `switched_off` are left out.
-        config: `switched_off`, `ngram_characters` (n) and `min_overlap`.
+        sets: the evaluation problems by the name of their set.
+        config: `ngram_characters` (n) and `min_overlap`.
 
     Raises:
-        InputError: if a setting is out of range, a switched-off name is no set's, or a problem has no letter or digit.
+        InputError: if a question has neither letter nor digit, and so cannot be looked for.
     """
 
     def __init__(self, sets: Mapping[str, Sequence[Problem]], config: DecontaminationConfig) -> None:
-        _check(config, sets)
         self._config = config
-        self._problems = [
-            (name, problem)
-            for name, problems in sets.items()
-            if name not in config.switched_off
-            for problem in problems
-        ]
+        self._shortest = min(SHORTEST, config.ngram_characters)
+        self._problems = [(name, problem) for name, problems in sets.items() for problem in problems]
         self._tiny: dict[str, int] = {}  # normalised text of a problem that has to be equal -> its number
         self._lengths = np.zeros(len(self._problems), np.int64)  # of those that are shorter than n
         self._num_ngrams = np.zeros(len(self._problems), np.int64)
-        starts: dict[int, list[int]] = {SHORTEST: [], config.ngram_characters: []}  # by width
-        owners: dict[int, list[int]] = {SHORTEST: [], config.ngram_characters: []}
+        starts: dict[int, list[int]] = {self._shortest: [], config.ngram_characters: []}  # by width
+        owners: dict[int, list[int]] = {self._shortest: [], config.ngram_characters: []}
         texts: list[str] = []
         end = 0
         for number, (name, problem) in enumerate(self._problems):
             text = normalise(problem.question)
             if not text:
                 raise InputError(f"evaluation set {name}, problem {problem.uid}: its question has no letter or digit")
-            if len(text) < SHORTEST:
+            if len(text) < self._shortest:
                 self._tiny.setdefault(text, number)
                 continue
             if len(text) < config.ngram_characters:
                 self._lengths[number] = len(text)
                 ngrams = [0]  # its first characters lead to all of them
-                width = SHORTEST
+                width = self._shortest
             else:
                 width = config.ngram_characters
                 ngrams = list({text[at : at + width]: at for at in range(len(text) - width + 1)}.values())
@@ -135,19 +135,24 @@ class EvaluationIndex:
     def __len__(self) -> int:
         return len(self._problems)
 
-    def find_in_trace(self, trace: Trace) -> Match | None:
-        """The evaluation problem that overlaps most with anything a trace says; None below `min_overlap`."""
-        return self.find(texts_of(trace))
+    @classmethod
+    def from_config(cls, config: DecontaminationConfig) -> EvaluationIndex:
+        """Of the config's `sets`, but for those `switched_off`. Raises InputError where a set cannot be read."""
+        sets = {name: load_problems(source) for name, source in config.sets.items() if name not in config.switched_off}
+        return cls(sets, config)
 
-    def find(self, texts: Iterable[str]) -> Match | None:
-        """The same for texts that belong together: n-grams found in any of them count, none crosses a border."""
-        parts = list(dict.fromkeys(texts))
+    def find(self, said: Trace | Iterable[str]) -> Match | None:
+        """The evaluation problem that overlaps most with anything that is said; None below `min_overlap`.
+
+        Of a trace, or of texts that belong together: n-grams found in any of them count, none crosses a border.
+        """
+        parts = list(dict.fromkeys(texts_of(said) if isinstance(said, Trace) else said))
         normalised = [normalise(part) for part in parts]
         for part, text in zip(parts, normalised, strict=True):
             if text in self._tiny:
                 return self._match(self._tiny[text], 1.0, part.strip())
         joined = _BORDER.join(normalised)
-        if len(joined) < SHORTEST:
+        if len(joined) < self._shortest:
             return None
         codes = codes_of(joined)
         found: list[tuple[float, int, int, NDArray[np.int64]]] = []  # overlap, problem, width, places
@@ -190,7 +195,7 @@ def texts_of(trace: Trace) -> list[str]:
 def overlap_slowly(question: str, texts: Iterable[str], width: int) -> float:
     """A problem's overlap by the definition: n-grams as sets of strings."""
     wanted, parts = normalise(question), [normalise(text) for text in texts]
-    if len(wanted) < SHORTEST:
+    if len(wanted) < min(SHORTEST, width):
         return float(wanted in parts)
     width = min(width, len(wanted))
     ngrams = {wanted[at : at + width] for at in range(len(wanted) - width + 1)}
@@ -208,13 +213,3 @@ def _stretch(parts: list[str], normalised: list[str], places: NDArray[np.int64],
             return part[positions[first] : positions[min(last, len(text) - 1)] + 1]
         first, last = first - len(text) - len(_BORDER), last - len(text) - len(_BORDER)
     raise AssertionError("a place beyond the texts")
-
-
-def _check(config: DecontaminationConfig, sets: Mapping[str, Sequence[Problem]]) -> None:
-    key = "curate.decontamination"
-    if config.ngram_characters < SHORTEST:
-        raise InputError(f"{key}.ngram_characters={config.ngram_characters}: has to be at least {SHORTEST}")
-    if not 0 < config.min_overlap <= 1:
-        raise InputError(f"{key}.min_overlap={config.min_overlap}: has to be above 0 and at most 1")
-    if unknown := [name for name in config.switched_off if name not in sets]:
-        raise InputError(f"{key}.switched_off={unknown[0]}: is none of the sets ({', '.join(sets)})")

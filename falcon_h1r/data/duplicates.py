@@ -32,12 +32,12 @@ _SHINGLES_AT_ONCE = 512
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def compared_text(trace: Trace, config: DuplicatesConfig) -> str:
-    """What of a trace is compared: its question alone, or all that it says."""
+def signature(trace: Trace, config: DuplicatesConfig) -> Signatures:
+    """(num_hashes) uint32 of what is compared: with `of=question` the question alone, else all that the trace says."""
     if config.of == "question":
-        return trace.problem.question
+        return signature_of_text(trace.problem.question, config)
     turns = [text for turn in trace.turns for text in (turn.reasoning, turn.content)]
-    return "\n".join([trace.problem.question, *turns, trace.reasoning, trace.response])
+    return signature_of_text("\n".join([trace.problem.question, *turns, trace.reasoning, trace.response]), config)
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def _coefficients(num_hashes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint6
     return factors | np.uint64(1), terms
 
 
-def signatures(text: str, config: DuplicatesConfig) -> Signatures:
+def signature_of_text(text: str, config: DuplicatesConfig) -> Signatures:
     """(num_hashes) uint32: the least hash of the text's shingles, under each of so many hash functions.
 
     h(x) = (a x + b mod 2^64) >> 32 for the 32-bit x of a shingle: strongly universal (Dietzfelbinger 1996).
@@ -81,10 +81,10 @@ def find_duplicates(
     stay on disk, read once for each band.
 
     Raises:
-        InputError: if the settings do not fit together, or a file is none of their signatures.
+        InputError: if a file holds other than signatures of `num_hashes`.
         ValueError: if the files hold other than N rows.
     """
-    check_duplicates(config)
+    assert config.num_hashes % config.num_bands == 0, "the config's checks see to that"
     table = _SignatureFiles(paths, config.num_hashes)
     if not (len(table) == len(alive) and (groups is None or len(groups) == len(alive))):
         raise ValueError(f"signatures of {len(table)} traces, and {len(alive)} traces")
@@ -108,7 +108,7 @@ def find_duplicates(
 def find_duplicates_slowly(
     rows: Signatures, alive: NDArray[np.bool_], config: DuplicatesConfig, groups: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """`find_duplicates` by the definition: every trace against every earlier one that is kept. rows: (N, num_hashes)."""
+    """`find_duplicates` by the definition: every trace against each earlier one that is kept. rows: (N, num_hashes)."""
     width = config.num_hashes // config.num_bands
     kept: list[int] = []
     verdicts: dict[int, int] = {}  # by group
@@ -126,20 +126,6 @@ def find_duplicates_slowly(
                 kept.append(index)
         result[index] = verdicts[group]
     return result
-
-
-def check_duplicates(config: DuplicatesConfig) -> None:
-    """Raises InputError for settings that do not fit together."""
-    key = "curate.duplicates"
-    if config.of not in (None, "trace", "question"):
-        raise InputError(f"{key}.of={config.of}: is none of trace, question, null")
-    for name in ("shingle_words", "num_hashes", "num_bands"):
-        if (value := getattr(config, name)) < 1:
-            raise InputError(f"{key}.{name}={value}: has to be at least 1")
-    if config.num_hashes % config.num_bands:
-        raise InputError(f"{key}.num_bands={config.num_bands}: does not divide num_hashes={config.num_hashes}")
-    if not 0 < config.threshold <= 1:
-        raise InputError(f"{key}.threshold={config.threshold}: has to be above 0 and at most 1")
 
 
 class _SignatureFiles:

@@ -1,7 +1,7 @@
 """Text as a set of word shingles, hashed without a loop over its words.
 
-A word is a run of letters and digits; a sign of arithmetic, and a character of a script that leaves no spaces, is a word
-of its own. Case, other punctuation and spacing do not count. A text of fewer words is one shingle, itself.
+A word is a run of letters and digits; a sign of arithmetic, and a character of a script that leaves no spaces, is a
+word of its own. Case, other punctuation and spacing do not count. A text of fewer words is one shingle, itself.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ _SPACE, _IN_WORD, _ALONE = 0, 1, 2
 _SIGNS = "-*/^%!"  # of arithmetic, besides what Unicode calls a mathematical symbol (+ < = > | ~ × ∑ ...)
 _UNSPACED = ((0x0E00, 0x0EFF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
 _PLANE = 0x10000  # each character from here on is a word: rare Han, emoji, letters of mathematics
-
-
 
 
 def shingle_hashes(text: str, width: int) -> NDArray[np.uint64]:
