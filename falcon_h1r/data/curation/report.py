@@ -1,0 +1,2 @@
+def write_report(folder):
+    (folder / "data_report.html").write_text("")
