@@ -71,18 +71,18 @@ def command(folder: Path, num_rows: int, settings: BenchmarkSuiteConfig, seed: i
     """The recipe on a corpus, which is written first where it is not there."""
     source = folder / f"corpus-{num_rows}.jsonl"
     write_corpus(source, num_rows, seed)
-    fields = "reasoning_field=reasoning,teacher_field=teacher,domain_field=domain,difficulty_field=difficulty"
+    fields = "reasoning_field:reasoning,teacher_field:teacher,domain_field:domain,difficulty_field:difficulty"
     return [
         sys.executable,
         "recipes/curate.py",
         f"run_dir={run}",
         "resume=true",
-        f"+curate.sources.corpus={{path:{source},{fields.replace('=', ':')}}}",
-        f"+curate.decontamination.sets.held_out={{path:{folder / 'evaluation.jsonl'}}}",
+        f"+curate.sources={{corpus:{{path:{source},{fields}}}}}",
+        f"+curate.decontamination.sets={{held_out:{{path:{folder / 'evaluation.jsonl'}}}}}",
         "curate.duplicates.of=trace",
         "curate.weights.measured_by=pass_rate",
         "curate.keep_teacher=by_coverage",
-        "curate.mix.domain_token_shares={math:0.65,science:0.25,other:0.1}",
+        "+curate.mix.domain_token_shares={math:0.65,science:0.25,other:0.1}",
         f"curate.work.num_workers={settings.curation_workers}",
     ]
 

@@ -79,7 +79,7 @@ def test_a_broken_row_is_named_by_its_number(broken: str, expected: str, tmp_pat
 
 
 def test_a_pipeline_on_ones_own_traces_asks_for_problems_too(traces: Path, tmp_path: Path) -> None:
-    source = f"+curate.sources.own={{path:{traces},reasoning_field:reasoning}}"
+    source = f"+curate.sources={{own:{{path:{traces},reasoning_field:reasoning}}}}"
     options = [source, f"run_dir={tmp_path / 'run'}"]
     result = recipe("pipeline", *options)
     assert result.returncode == 2

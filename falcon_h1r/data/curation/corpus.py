@@ -176,7 +176,7 @@ def _publish(
     concatenate([one.dropped for one in files], folder / DROPPED)
     notes = [one.read_notes() for one in judged]
     rendered = [one.read() for one in files]
-    summary = summarise(corpus, reduced, notes, config.curate)
+    summary = summarise(corpus, reduced, notes, config)
     _write_json(folder / EXAMPLES, _first_examples(rendered))
     disagreements = [row for one in rendered for row in one.disagreements]
     if disagreements:

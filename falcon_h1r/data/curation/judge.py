@@ -23,7 +23,7 @@ from falcon_h1r.data.curation.facts import KEPT, ChunkFiles, FactsWriter, Judged
 from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.difficulty import hardness
 from falcon_h1r.data.duplicates import signature
-from falcon_h1r.data.filters import find_excess, find_fault
+from falcon_h1r.data.filters import EMPTY_ANSWER, NO_BOX, NO_PROGRAM, find_excess, find_fault
 from falcon_h1r.types import InputError, Trace, Verdict
 from falcon_h1r.verifier import Verifier
 from falcon_h1r.verifier.code import CodeVerifier
@@ -39,6 +39,7 @@ OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = (
 )
 NOT_CORRECT = (UNVERIFIABLE_GOLD, UNPROVED, "undecided", "wrong", "second_check")
 
+WITHOUT_ANSWER = (EMPTY_ANSWER, NO_BOX, NO_PROGRAM)
 REDEEMABLE = (UNVERIFIABLE_GOLD, "undecided")  # reduce.py keeps those of very hard problems, where asked to
 
 BY_COVERAGE = "by_coverage"
@@ -100,7 +101,7 @@ class ChunkJudge:
         bad: list[BadRow] = []
         on_bad = bad.append if self.curate.on_error == "skip" else None
         max_bytes = int(self.curate.max_row_megabytes * 1e6)
-        writer, signatures = FactsWriter(), []
+        writer, signatures = FactsWriter(chunk.source), []
         traces = read_chunk(chunk, self.curate.sources[chunk.source], max_bytes, on_bad)
         self._golds.clear()
         self._clock = StageClock("reading")
@@ -134,8 +135,9 @@ class ChunkJudge:
             verdict = verdicts.get(index)
             if verdict is not None:
                 reason, detail = self._reason_of(trace, verdict)
-            is_hard = trace.problem.difficulty == "hard"
-            judged.append(Judged(reason, detail, verdict, hardness(trace.problem) if is_hard else 0.0, *tokens[index]))
+            status = verdict.status if verdict is not None else "no_answer" if reason in WITHOUT_ANSWER else ""
+            how_hard = hardness(trace.problem) if trace.problem.difficulty == "hard" else 0.0
+            judged.append(Judged(reason, detail, status, how_hard, *tokens[index]))
         return judged
 
     def _signature(self, trace: Trace, judged: Judged) -> NDArray[np.uint32]:

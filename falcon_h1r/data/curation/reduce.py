@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from falcon_h1r.config_data import CurateConfig, DifficultyWeightsConfig
 from falcon_h1r.data.curation.facts import (
+    ANSWERED,
     CORRECT,
     KEPT,
-    NOT_JUDGED,
-    UNVERIFIABLE,
     ChunkFiles,
     CorpusFacts,
     problem_key,
@@ -33,7 +32,6 @@ from falcon_h1r.types import DIFFICULTIES, InputError
 
 DUPLICATE, NO_WEIGHT, ENOUGH_OF_PROBLEM = "duplicate", "no_weight", "enough_of_problem"
 UNKNOWN, EASY, MEDIUM, HARD = -1, *range(len(DIFFICULTIES))
-NO_ANSWER = ("no_box", "empty_answer", "no_program")  # a rollout that gives none has not solved its problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,10 @@ def reduce_corpus(corpus: CorpusFacts, config: CurateConfig, files: Sequence[Chu
 
 
 def _keep_teacher(corpus: CorpusFacts, wanted: str | None) -> tuple[str | None, dict[str, int]]:
-    """Drop the traces of all teachers but one: the one named, or the one who solved most problems."""
+    """Drop the traces of all teachers but one: the one named, or the one who solved most problems.
+
+    Whatever else spoke against the others' traces, this comes first, as where they are not even verified.
+    """
     coverage = teacher_coverage(corpus)
     if wanted is None or not len(corpus.facts):
         return None, coverage
@@ -91,7 +92,8 @@ def _keep_teacher(corpus: CorpusFacts, wanted: str | None) -> tuple[str | None, 
         wanted = max(sorted(coverage), key=lambda name: coverage[name]) if coverage else teachers[0]
     elif wanted not in teachers:
         raise InputError(f"curate.keep_teacher={wanted}: wrote none of the traces (there are: {', '.join(teachers)})")
-    corpus.drop(corpus.facts["teacher"] != teachers.index(wanted), OTHER_TEACHER)
+    others = corpus.facts["teacher"] != teachers.index(wanted)
+    corpus.facts["reason"][others] = corpus.place("reason", OTHER_TEACHER)
     return wanted, coverage
 
 
@@ -123,8 +125,7 @@ def _pass_rates(corpus: CorpusFacts, weights: DifficultyWeightsConfig) -> NDArra
 def _rates_of_traces(corpus: CorpusFacts) -> NDArray[np.float32]:
     """The share of a problem's traces, of all teachers, that were judged right; one without an answer was not."""
     facts = corpus.facts
-    no_answer = np.isin(facts["reason"], [corpus.place("reason", name) for name in NO_ANSWER])
-    tried = ((facts["verdict"] != NOT_JUDGED) & (facts["verdict"] != UNVERIFIABLE)) | no_answer
+    tried = np.isin(facts["verdict"], ANSWERED)
     _, problem = np.unique(facts["problem"], return_inverse=True)
     size = int(problem.max()) + 1 if len(problem) else 0
     num_tried = np.bincount(problem, weights=tried, minlength=size)

@@ -149,7 +149,7 @@ def test_a_verdict_that_the_machines_load_decided_is_asked_again() -> None:
 
 def test_facts_say_what_was_judged() -> None:
     traces = [trace(given=False, difficulty="hard"), trace(teacher="b", response=r"\boxed{3}", pass_rate=0.25)]
-    writer = FactsWriter()
+    writer = FactsWriter("s")
     for one, judged in zip(traces, judge_of().judge(traces), strict=True):
         writer.add(one, judged)
     facts, names = writer.facts, writer.notes.names

@@ -18,7 +18,7 @@ from falcon_h1r.types import DIFFICULTIES, InputError, content_hash
 def corpus_of(*rows: dict[str, Any]) -> CorpusFacts:
     """Traces alive unless they have a `reason`; of problem 1, teacher a, judged correct, unless they say otherwise."""
     defaults = {
-        "problem": 1, "teacher": "a", "domain": "math", "family": "", "reason": "", "verdict": "correct",
+        "problem": 1, "source": "s", "teacher": "a", "domain": "math", "family": "", "reason": "", "verdict": "correct",
         "difficulty": None, "weight": 1.0, "pass_rate": np.nan, "response_tokens": 10, "given": -1,
     }  # fmt: skip
     full = [{**defaults, **row} for row in rows]
@@ -53,9 +53,9 @@ def difficulties(corpus: CorpusFacts) -> list[str | None]:
 
 
 def test_one_teacher_stays() -> None:
-    corpus = corpus_of({}, {"teacher": "b"}, {"teacher": "b", "reason": "no_box"})
+    corpus = corpus_of({}, {"teacher": "b"}, {"teacher": "b", "reason": "no_box"}, {"reason": "wrong"})
     assert reduce(corpus, keep_teacher="a").teacher == "a"
-    assert reasons(corpus) == ["", "other_teacher", "no_box"]
+    assert reasons(corpus) == ["", "other_teacher", "other_teacher", "wrong"]
 
 
 def test_the_teacher_of_most_solved_problems_is_chosen_however_many_traces_others_wrote() -> None:
@@ -83,7 +83,7 @@ def test_a_teacher_who_wrote_nothing_is_a_mistake() -> None:
 def test_pass_rates_are_over_the_traces_of_all_teachers_that_were_judged_or_gave_no_answer() -> None:
     wrong = {"verdict": "wrong", "reason": "wrong", "teacher": "b"}
     unjudged = {"verdict": "", "reason": "too_long_response"}
-    corpus = corpus_of({}, {}, wrong, {"verdict": "", "reason": "no_box"}, unjudged, {"problem": 2})
+    corpus = corpus_of({}, {}, wrong, {"verdict": "no_answer", "reason": "no_box"}, unjudged, {"problem": 2})
     reduced = reduce(corpus, weights=DifficultyWeightsConfig(measured_by="pass_rate"), keep_teacher="a")
     assert reduced.pass_rates.tolist() == [0.5] * 5 + [1.0]
     assert difficulties(corpus) == ["medium"] * 5 + ["easy"]
