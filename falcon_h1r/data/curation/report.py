@@ -1,2 +1,0 @@
-def write_report(folder):
-    (folder / "data_report.html").write_text("")
