@@ -30,6 +30,13 @@ def format_percent(value: float | None) -> str:
     return ABSENT if value is None else f"{100 * value:.1f}%"
 
 
+def format_share(count: int, total: int) -> str:
+    """Of counts, as a percentage; what is there is told apart from what is not, however small."""
+    if not total:
+        return ABSENT
+    return "<0.1%" if 0 < count / total < 0.0005 else format_percent(count / total)
+
+
 def format_points(value: float | None) -> str:
     """A difference of shares in percentage points, signed, with a true minus."""
     return ABSENT if value is None else f"{100 * value:+.1f}".replace("-", "−")
@@ -42,3 +49,8 @@ def format_number(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def format_decimal(value: float | None) -> str:
+    """All digits that a rounded number has, up to four, but no zeros at its end."""
+    return ABSENT if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
