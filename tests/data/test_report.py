@@ -184,7 +184,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        self.text += " " if tag in ("td", "th") else ""
+        self.text += " " if tag in ("td", "th", "strong", "div") else ""
 
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
