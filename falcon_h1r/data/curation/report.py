@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup, escape
 
 from falcon_h1r.data.curation.report_content import MAX_DISAGREEMENTS, CurationFolder, build_content
 from falcon_h1r.page import render_page
@@ -33,7 +34,7 @@ def write_report(folder: Path) -> Path:
         InputError: where there is no summary.json.
     """
     folder = Path(folder)
-    page = render_page(TEMPLATE, build_content(read_curation(folder)), {})
+    page = render_page(TEMPLATE, build_content(read_curation(folder)), {"breakable": _breakable})
     path = folder / PAGE
     path.write_bytes(page.encode())
     return path
@@ -66,7 +67,7 @@ def _parse(text: str) -> Any:
 def _visible(value: Any) -> Any:
     """The same with the invisible characters of its texts written out."""
     if isinstance(value, str):
-        return _INVISIBLE.sub(_symbol, value.replace("\r\n", "\n"))
+        return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", value.replace("\r\n", "\n"))
     if isinstance(value, list):
         return [_visible(item) for item in value]
     if isinstance(value, dict):
@@ -74,6 +75,6 @@ def _visible(value: Any) -> Any:
     return value
 
 
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+def _breakable(name: str) -> Markup:
+    """A name that a narrow column may break at its joints."""
+    return Markup(re.sub("([_/-])", r"\1<wbr>", str(escape(name))))

@@ -150,7 +150,7 @@ def _verdicts(verdicts: Counts) -> dict[str, Any]:
     """Bars of the verdicts, and how far those that the source gives agree with them."""
     tones = {"Correct": "right", "Wrong": "wrong", "Undecided": "open"}
     counts = {name: verdicts.get(name.lower(), 0) for name in tones}
-    chart = counts_chart("Verdicts", ["Verdict", "Rows", "Share"], counts, tones)
+    chart = counts_chart("By the verifier", ["Verdict", "Rows", "Share"], counts, tones)
     given, agreeing = verdicts.get("given_by_source", 0), verdicts.get("agreeing", 0)
     if chart is None:
         return {}
