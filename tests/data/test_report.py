@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
@@ -20,7 +21,7 @@ from falcon_h1r.types import InputError
 SCRIPT = "<script>alert('x')</script>"
 HOSTILE = f"</pre>{SCRIPT} \x00 \x1b[31m \u202egnirts\u202c \ud800 {{{{ 7 * 7 }}}} " + "x" * 3_000
 ARABIC = "ما هو مجموع الأعداد من 1 إلى 100؟"
-COPIED = "Let $ABCD$ be a convex quadrilateral with $AB = 2, AD = 7,$ and $CD = 3$"
+COPIED = "Let $ABCD$ be a convex quadrilateral with\n$AB = 2, AD = \\frac{7}{2},$ and $CD = 3$"
 SECTIONS = "funnel dropped mix lengths difficulty teachers origins verdicts evaluation-sets settings".split()
 
 TEACHERS = {"deepseek-ai/DeepSeek-R1-0528": 0.62, "Qwen/QwQ-32B": 0.28, "openai/gpt-oss-120b": 0.1}
@@ -104,7 +105,7 @@ def make_summary() -> dict[str, Any]:
         "weights": {"0.5": 8_411, "1": 21_090, "1.25": 4_410, "1.375": 6_013, "1.5": 7_551, "1.75": 4_869},
         "mean_weight": 1.1327,
         "verdicts": {
-            **{"correct": 58_971, "wrong": 18_442, "undecided": 412, "given_by_source": 41_336, "agreeing": 41_208},
+            **{"correct": 58_971, "wrong": 18_442, "undecided": 412, "no_answer": 5_208, "given_by_source": 41_336, "agreeing": 41_208},
         },
         "unverifiable_golds": ["\\frac{1}{", "see the figure", HOSTILE, "no such $n$ exists"],
         "evaluation_sets": {"checked": ["aime24", "aime25", "math500", "gpqa_diamond"], "switched_off": ["mmlu_pro"]},
@@ -116,8 +117,8 @@ def make_example(reason: str, place: int) -> dict[str, Any]:
         return {"reason": reason, "detail": "no question", "origin": f"a.jsonl:{place}", "raw": HOSTILE[:600]}
     details = {
         "wrong": "number: 42 is not 17",
-        "duplicate": "open-r1/OpenR1-Math-220k/train-00003.parquet:10412",
-        "contaminated": f"math500 3e1f0a9c71d2b8aa (97% of it): {COPIED}",
+        "duplicate": "of open-r1/OpenR1-Math-220k/train-00003.parquet:10412",
+        "contaminated": f"math500 3e1f0a9c71d2b8aa: 97% of it, {COPIED!r}",
         "no_box": HOSTILE[:600],
     }
     copied = reason == "contaminated"
@@ -256,17 +257,24 @@ def test_invisible_characters_are_written_out_and_long_texts_cut(whole: tuple[st
 
 def test_what_was_found_in_an_evaluation_is_marked(whole: tuple[str, dict[str, Any]]) -> None:
     marks = re.findall(r"<mark>(.*?)</mark>", whole[0], flags=re.DOTALL)
-    assert marks == [COPIED] * 6  # in detail and question of each example
+    assert [html.unescape(mark) for mark in marks] == [COPIED] * 6  # in detail and question of each example
 
 
-def test_a_detail_that_is_an_object_is_shown_by_its_fields(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("detail", "labels"),
+    [
+        (f"a set 17: 100% of it, {COPIED!r}", ["Evaluation problem", "Share of it found", "Text found"]),
+        (f"a set 17: 100% of it, {COPIED!r}"[:-5] + "...", ["Evaluation problem", "Share of it found", "Text found"]),
+        ("said in another way", ["Found in an evaluation"]),
+    ],
+)
+def test_a_match_is_shown_by_its_parts_however_it_is_cut(tmp_path: Path, detail: str, labels: list[str]) -> None:
     write_curation(tmp_path)
-    detail = json.dumps({"set": "aime24", "uid": "II-3", "overlap": 0.97, "text": COPIED})
     example = make_example("contaminated", 0) | {"detail": detail}
     (tmp_path / "dropped_examples.json").write_text(json.dumps({"contaminated": [example]}))
     source = write_report(tmp_path).read_text(encoding="utf-8")
-    assert '<h4>Uid</h4><pre dir="auto">II-3</pre>' in source
-    assert source.count(f"<mark>{COPIED}</mark>") == 2
+    shown = source[source.index('<div class="detail">') : source.index("<h4>Question</h4>")]
+    assert re.findall("<h4>(.*?)</h4>", shown) == labels
 
 
 def test_the_page_needs_nothing_else(whole: tuple[str, dict[str, Any]]) -> None:

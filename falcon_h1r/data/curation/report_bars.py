@@ -134,11 +134,15 @@ def shares_chart(shares: Mapping[str, Mapping[str, float]]) -> Chart | None:
     for domain, part in sorted(shares.items(), key=lambda item: (-item[1]["share"], item[0])):
         cells, target = [format_number(part["tokens"]), format_percent(part["share"])], part.get("target")
         if with_targets:
-            cells += [format_percent(target), ABSENT if target is None else format_points(part["share"] - target)]
+            cells += [format_percent(target), ABSENT if target is None else _points_off(part["share"], target)]
         mark = None if target is None else target / largest
         bars.append(Bar(short_name(domain), [("kept", part["share"] / largest)], cells, mark))
     columns = ["Domain", "Tokens", "Share", *(["Target", "Points off"] if with_targets else [])]
     return Chart("Tokens by domain", columns, bars)
+
+
+def _points_off(share: float, target: float) -> str:
+    return format_points(round(share - target, 3) or 0.0)  # no minus before a zero
 
 
 def pass_rates_chart(counts: Counts) -> Chart | None:

@@ -148,8 +148,9 @@ def _facts(summary: Summary, config: Summary) -> dict[str, str]:
 
 def _verdicts(verdicts: Counts) -> dict[str, Any]:
     """Bars of the verdicts, and how far those that the source gives agree with them."""
-    tones = {"Correct": "right", "Wrong": "wrong", "Undecided": "open"}
-    counts = {name: verdicts.get(name.lower(), 0) for name in tones}
+    tones = {"correct": "right", "wrong": "wrong", "undecided": "open", "no answer": "dropped"}
+    counts = {name: count for name, count in verdicts.items() if name not in ("given_by_source", "agreeing")}
+    counts = {name.replace("_", " "): count for name, count in counts.items()}
     chart = counts_chart("By the verifier", ["Verdict", "Rows", "Share"], counts, tones)
     given, agreeing = verdicts.get("given_by_source", 0), verdicts.get("agreeing", 0)
     if chart is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import SequenceMatcher
@@ -20,6 +22,12 @@ MEANINGS = {
     "empty_answer": "No answer after the reasoning.",
     "no_box": "No final \\boxed{} to read an answer from.",
     "no_program": "No program where one was asked for.",
+    "code_syntax": "A program with an error in its syntax.",
+    "wrong_language": "A program in another language than was asked for.",
+    "wrong_script": "Text in another script than those asked for.",
+    "unreliable_tool": "Tool calls whose outputs cannot be trusted.",
+    "too_long_prompt": "The prompt has more tokens than are allowed.",
+    "too_long_response": "Reasoning and response have more tokens than are allowed.",
     CONTAMINATED: "Holds a problem that evaluation asks.",
     "unverifiable_gold": "The verifier cannot read the gold answer, so nothing could be judged by it.",
     "unproved": "Nothing to judge the answer by.",
@@ -32,7 +40,7 @@ MEANINGS = {
     "enough_of_domain": "Its domain already has its share of the mix.",
     "unreadable": "The row could not be read.",
 }
-DETAIL_LABELS = {CONTAMINATED: "Found in an evaluation", DUPLICATE: "The same as"}
+DETAIL_LABELS = {CONTAMINATED: "Found in an evaluation", DUPLICATE: "Duplicate"}
 TEXTS = ("question", "gold", "reasoning", "response", "raw")
 
 Segments = list[tuple[str, bool]]  # stretches of a text, and whether each is marked
@@ -74,14 +82,16 @@ def disagreement_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def _example(reason: str, row: Mapping[str, Any]) -> dict[str, Any]:
     detail, texts, stretch = row.get("detail") or "", _texts(row, TEXTS), ""
+    fields = [("", _text(detail))] if detail else []
     if reason == CONTAMINATED:
-        stretch = _longest_shared(_text(detail), [text for _, segments in texts for text, _ in segments])
+        fields = _match_fields(_text(detail))
+        stretch = _longest_shared(fields[-1][1], [text for _, segments in texts for text, _ in segments])
         texts = [(name, _marked(segments[0][0], stretch)) for name, segments in texts]
     return {
         "origin": _text(row.get("origin")),
         "teacher": _text(row.get("teacher")),
         "detail_label": DETAIL_LABELS.get(reason, "Detail"),
-        "details": [(name, _marked(text, stretch)) for name, text in _fields(detail)],
+        "details": [(name, _marked(text, stretch)) for name, text in fields],
         "texts": texts,
     }
 
@@ -90,14 +100,15 @@ def _texts(row: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Segm
     return [(name, [(_text(row[name]), False)]) for name in names if name in row]
 
 
-def _fields(detail: Any) -> list[tuple[str, str]]:
-    """A detail that is an object by its fields, any other as one without a name."""
-    if isinstance(detail, str) and detail.startswith("{"):
-        with suppress(ValueError):  # a text that begins with a brace
-            detail = json.loads(detail)
-    if isinstance(detail, dict):
-        return [(str(name).replace("_", " "), _text(value)) for name, value in detail.items()]
-    return [("", _text(detail))] if detail else []
+def _match_fields(detail: str) -> list[tuple[str, str]]:
+    """`math500 17: 97% of it, 'Let $x$ be ...'` by its parts, the matched text last and without its escapes."""
+    parts = re.fullmatch(r"(.*?): (\d+%) of it, (.*)", detail, re.DOTALL)
+    if parts is None:
+        return [("", detail)]
+    problem, overlap, text = parts.groups()
+    with suppress(ValueError, SyntaxError):  # cut off
+        text = str(ast.literal_eval(text))
+    return [("Evaluation problem", problem), ("Share of it found", overlap), ("Text found", text)]
 
 
 def _longest_shared(detail: str, texts: Sequence[str]) -> str:
