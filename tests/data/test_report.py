@@ -333,6 +333,13 @@ def test_a_corpus_of_which_nothing_is_kept(tmp_path: Path, num_read: int) -> Non
     assert f"0 of {num_read:,} rows kept" in page.text and "Nothing was kept" in page.text
 
 
+def test_tokens_and_problems_that_came_in_are_told_where_they_were_counted(tmp_path: Path) -> None:
+    summary = make_summary() | {"read": {"tokens": 987_654_321, "problems": 31_200}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "418,772,301 of 987,654,321" in text and "of 31,200" in text
+
+
 def test_long_tails_are_one_line_that_counts_them(tmp_path: Path) -> None:
     summary = make_summary()
     summary["kept_by_family"] = {f"family {place}": 1_000 - place for place in range(60)}
