@@ -105,7 +105,8 @@ def make_summary() -> dict[str, Any]:
         "weights": {"0.5": 8_411, "1": 21_090, "1.25": 4_410, "1.375": 6_013, "1.5": 7_551, "1.75": 4_869},
         "mean_weight": 1.1327,
         "verdicts": {
-            **{"correct": 58_971, "wrong": 18_442, "undecided": 412, "no_answer": 5_208, "given_by_source": 41_336, "agreeing": 41_208},
+            **{"correct": 58_971, "wrong": 18_442, "undecided": 412, "no_answer": 5_208},
+            **{"given_by_source": 41_336, "agreeing": 41_208},
         },
         "unverifiable_golds": ["\\frac{1}{", "see the figure", HOSTILE, "no such $n$ exists"],
         "evaluation_sets": {"checked": ["aime24", "aime25", "math500", "gpqa_diamond"], "switched_off": ["mmlu_pro"]},
