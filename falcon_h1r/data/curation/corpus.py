@@ -181,7 +181,7 @@ def _publish(
     disagreements = [row for one in rendered for row in one.disagreements]
     if disagreements:
         with new_file(folder / DISAGREEMENTS) as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in disagreements).encode())
+            file.write("".join(json.dumps(row) + "\n" for row in disagreements).encode())
     _write_json(folder / THROUGHPUT, throughput(notes, corpus))
     _write_json(folder / SUMMARY, summary)
     shutil.rmtree(folder / WORK)

@@ -36,6 +36,7 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
     """The funnel from all traces to those kept, both sides by what they are, tokens, lengths, weights."""
     facts, order, tokenizer = corpus.facts, reduced.mix.order, config.curate.tokenizer or config.model.path
     sets = config.curate.decontamination
+    golds = sorted({gold for note in notes for gold in note.unverifiable_golds})
     kept, dropped = facts[corpus.alive()], facts[~corpus.alive()]
     reasons = {name: count for name, count in _by(dropped, "reason", corpus).items() if name != KEPT}
     num_unreadable = sum(len(note.unreadable) for note in notes)
@@ -46,6 +47,7 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
     return {
         "funnel": _funnel(len(facts) + num_unreadable, reasons),
         "dropped_by_reason": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        "read": {"tokens": int(_tokens(facts).sum()), "problems": len(np.unique(facts["problem"]))},
         "written": {"rows": len(order), "tokens": int(tokens.sum()), "problems": len(np.unique(kept["problem"]))},
         **{
             f"{side}_by_{column}": _by(rows, column, corpus)
@@ -65,7 +67,8 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
         "weights": {f"{weight:g}": int(count) for weight, count in _weights(written)},
         "mean_weight": round(float(written["weight"].mean()), 4) if len(written) else 0.0,
         "verdicts": _verdicts(facts),
-        "unverifiable_golds": sorted({gold for note in notes for gold in note.unverifiable_golds})[:MAX_GOLDS_SHOWN],
+        "unverifiable_golds": golds[:MAX_GOLDS_SHOWN],
+        "num_unverifiable_golds": len(golds),
         "evaluation_sets": {
             "checked": [name for name in sets.sets if name not in sets.switched_off],
             "switched_off": list(sets.switched_off),
