@@ -162,7 +162,7 @@ def test_a_row_that_is_no_trace_is_told_with_its_line(tmp_path: Path, row: Any, 
 def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path) -> None:
     assert complaint(check_traces, source(tmp_path, OWN)).startswith("no reasoning to learn from")
     assert complaint(check_problems, source(tmp_path, OWN, limit=0)) == "limit=0 has to be at least 1"
-    assert complaint(check_problems, SourceConfig())== "path: a file, a folder or a dataset has to be named"
+    assert complaint(check_problems, SourceConfig()) == "path: a file, a folder or a dataset has to be named"
     config = source(tmp_path, OWN, reasoning_field="cot", strip_pattern="<<[")
     assert "strip_pattern=<<[: not a regular expression (unterminated character set" in complaint(check_traces, config)
 
