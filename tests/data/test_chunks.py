@@ -308,6 +308,11 @@ def test_a_parquet_file_without_rows_and_one_that_breaks_off(tmp_path: Path) -> 
     traces, (bad,) = read_all({"s": SourceConfig(path=str(broken), **COT)}, tmp_path, chunk_bytes=100 * MEGABYTE)
     assert len(traces) == 100
     assert bad.where == f"{broken}, row 101" and bad.reason.startswith("cannot be read from here on (")
+    halves = [Chunk(0, "s", str(broken), 101, 100, 150), Chunk(1, "s", str(broken), 151, 150, 300)]
+    wheres: list[str] = []
+    for half in halves:
+        list(read_chunk(half, SourceConfig(path=str(broken), **COT), MEGABYTE, lambda bad: wheres.append(bad.where)))
+    assert wheres == [f"{broken}, row 101", f"{broken}, row 151"]
 
 
 def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
