@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.fields import Row, as_text, list_of, optional_text, value_of
+from falcon_h1r.data.fields import Row, as_json, as_text, list_of, optional_text, value_of
 from falcon_h1r.data.jsonl import json_type
 from falcon_h1r.data.source_checks import ROLES, TOOL_CALL
 from falcon_h1r.types import InputError, Turn, content_hash
@@ -179,7 +179,7 @@ def _render_call(call: Any) -> str:
             raise InputError(f"the arguments of a call of {call['name'][:40]!r} are not JSON") from None
     if arguments is not None and not isinstance(arguments, Mapping):
         raise InputError(f"the arguments of a call of {call['name'][:40]!r} have to be an object")
-    shown = json.dumps({"name": call["name"], "arguments": arguments or {}}, ensure_ascii=False)
+    shown = as_json({"name": call["name"], "arguments": arguments or {}}, "arguments")
     return f"<tool_call>\n{shown}\n</tool_call>"
 
 
@@ -192,7 +192,7 @@ def _signatures(row: Row, name: str | None) -> list[str]:
         if not isinstance(tool, Mapping):
             raise InputError(f"field {name!r} has to be a list of objects, not of {json_type(tool)}")
         whole = tool if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": tool}
-        signatures.append(json.dumps(_without_nulls(whole), ensure_ascii=False))
+        signatures.append(as_json(_without_nulls(whole), name))
     return signatures
 
 

@@ -44,7 +44,7 @@ def text_of(row: Row, name: str, numbers: bool = False) -> str:
 
 
 def as_text(value: Any, name: str, numbers: bool = False) -> str:
-    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"field {name!r} has to be text{' or a number' if numbers else ''}, not {json_type(value)}")
@@ -53,6 +53,18 @@ def as_text(value: Any, name: str, numbers: bool = False) -> str:
     except UnicodeEncodeError:
         raise InputError(f"field {name!r} holds half a character (a lone surrogate)") from None
     return value
+
+
+def as_json(value: Any, name: str, ascii_only: bool = False) -> str:
+    """A value as JSON text; its letters as they are, unless `ascii_only`."""
+    try:
+        return as_text(json.dumps(value, ensure_ascii=ascii_only), name)
+    except (TypeError, ValueError, RecursionError):  # dates and bytes of a parquet file
+        raise InputError(f"field {name!r} holds what is no JSON value") from None
+
+
+def _is_finite(value: float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)  # isfinite knows no integer beyond the floats
 
 
 def optional_text(row: Row, name: str | None, numbers: bool = False) -> str:
@@ -81,7 +93,7 @@ def number_of(row: Row, name: str) -> float:
     value = value_of(row, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"field {name!r} has to be a number, not {json_type(value)}")
-    if not (math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and 0 <= value < 1e300):
         raise InputError(f"field {name!r} has to be finite and not negative, not {value}")
     return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.adapters import Adapter
-from falcon_h1r.types import InputError, Problem, Trace, content_hash
+from falcon_h1r.types import InputError, Problem, Trace, content_hash, to_row
 from falcon_h1r.verifier.code import parse_tests
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "data" / "source"
@@ -475,3 +478,37 @@ def test_what_is_wrong_with_a_schema_is_told_with_its_key(settings: dict[str, An
     with pytest.raises(InputError) as raised:
         Adapter(source, key="curate.sources.mine")
     assert str(raised.value).startswith(f"curate.sources.mine.{message}")
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 9)
+    | st.just(10**400)
+    | st.floats()
+    | st.sampled_from(
+        ["", " ", "A", "1", "user", "gpt", "function_call", "x</think>\\boxed{1}", "\ud800", "[{}]", b"\xff"]
+    )
+    | st.just(datetime.datetime(2026, 1, 1))
+)
+KEYS = ["role", "content", "from", "value", "type", "text", "label", "solution", "is_correct"]
+KEYS += ["tool_calls", "function_call", "function", "name", "arguments"]
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=5)
+)
+
+
+@given(name=st.sampled_from([name for name in NAMES if name != "curated"]), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_a_row_holds_it_is_read_or_told(name: str, data: st.DataObject) -> None:
+    adapter = preset(name)
+    named = [value for key, value in vars(adapter.source).items() if key.endswith("_field") and value]
+    named += adapter.source.generations + adapter.source.tests_fields
+    row = {field: data.draw(VALUES) for field in named if data.draw(st.integers(0, 9))}
+    row[adapter.source.question_field] = data.draw(st.just("?") | VALUES)
+    try:
+        for trace in adapter.traces(row):
+            json.dumps(to_row(trace), ensure_ascii=False).encode()
+        adapter.problem(row)
+    except InputError as error:
+        assert "\n" not in str(error)

@@ -24,7 +24,7 @@ from falcon_h1r.data.sources import load_problems, load_traces
 from falcon_h1r.types import InputError, Trace, to_row
 
 MEGABYTE = 1 << 20
-COT = {"reasoning_field": "cot"}
+COT: dict[str, Any] = {"reasoning_field": "cot"}
 
 
 def row(number: int, cot: str = "so") -> dict[str, Any]:
