@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.adapters import Adapter
+from falcon_h1r.data.sources import check_benchmark, load_problems
 from falcon_h1r.types import InputError, Problem, Trace, content_hash, to_row
 from falcon_h1r.verifier.code import parse_tests
 
@@ -44,7 +45,7 @@ def complaint(action: Any, row: Any) -> str:
 def test_a_preset_is_named_after_its_file_and_contradicts_nothing(name: str) -> None:
     first_line = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").split("\n")[0]
     assert first_line == f"# @package curate.sources.{name}"
-    problems_only = ("acereason_math", "livecodebench", "curated")
+    problems_only = ("acereason_math", "problems", "livecodebench", "curated")
     assert preset(name).has_traces == (name not in problems_only)
 
 
@@ -285,6 +286,15 @@ def test_acereason() -> None:
     assert complaint(adapter.problem, {**row, "answer": ""}) == "field 'answer' is empty"
     assert preset("acereason_math").problem({"problem": "2x=8", "answer": "4"}) == problem("2x=8", "4")
     assert preset("acereason_math").problem({"problem": "2x=8", "answer": 4.5}) == problem("2x=8", "4.5")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is absent")
+@pytest.mark.parametrize(("name", "count"), [("aime24", 30), ("amc23", 40)])
+def test_problems_of_competitions(name: str, count: int) -> None:
+    source = replace(preset("problems").source, path=str(SHARED / f"{name}.jsonl"))
+    found = load_problems(source)
+    assert len(found) == count and all(asked.verifiable and asked.answer for asked in found)
+    check_benchmark(source)
 
 
 def test_acereason_sft() -> None:

@@ -295,6 +295,21 @@ def test_bad_rows_of_parquet(tmp_path: Path) -> None:
     )
 
 
+def test_chats_and_generations_in_parquet_come_with_nulls_for_what_others_have(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": "{}"}}
+    chats = [
+        [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}],
+        [{"role": "user", "content": "??"}, {"role": "assistant", "content": "!"}],
+    ]
+    rows = [{"messages": chats[0], "gens": ["a", None]}, {"messages": chats[1], "gens": []}]
+    path = parquet(tmp_path / "rows.parquet", rows)
+    source = SourceConfig(path=str(path), messages_field="messages", answer_field=None)
+    responses = [trace.response for trace in load_traces(source)]
+    assert responses == ['<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', "!"]
+    source = SourceConfig(path=str(path), question_field="gens", generations_field="gens", answer_field=None)
+    assert first_error(source, tmp_path) == f"{path}, row 1: field 'gens' has to be text, not a list"
+
+
 def test_a_parquet_file_without_rows_and_one_that_breaks_off(tmp_path: Path) -> None:
     empty = tmp_path / "empty.parquet"
     pq.write_table(pa.table({"question": pa.array([], pa.string())}), empty)
