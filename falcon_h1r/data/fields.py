@@ -74,6 +74,13 @@ def optional_text(row: Row, name: str | None, numbers: bool = False) -> str:
     return as_text(value, name, numbers)
 
 
+def has_value(row: Row, name: str | None) -> bool:
+    """Whether a field that rows may leave out is named, there, and neither null nor empty."""
+    if name is None or (name not in row and name.partition(".")[0] not in row):
+        return False
+    return bool(value_of(row, name))
+
+
 def list_of(row: Row, name: str) -> list[Any]:
     """The list in a field, which may be written as JSON text."""
     value = value_of(row, name)

@@ -150,6 +150,8 @@ def test_sharegpt_gives_calls_turns_of_their_own() -> None:
     looked = Turn("assistant", f"Let me look.\n{CALL}", "a")
     assert trace.turns == (Turn("system", "Be kind."), Turn("user", "?"), looked, Turn("tool", "grey"))
     assert (trace.response, trace.problem.family) == ("Grey.", "tool_calling")
+    bare = {"conversations": share(("human", "?"), ("tool", "x"), ("gpt", "Grey."))}  # neither system nor tools
+    assert preset("tool_calling_sharegpt").traces(bare)[0].turns == (Turn("user", "?"), Turn("tool", "x"))
     already = {"conversations": share(("human", "?"), ("function_call", CALL)), "system": None, "tools": None}
     expected = Trace(unjudged("?", "tool_calling"), "unknown", "", CALL)
     assert preset("tool_calling_sharegpt").traces(already) == [expected]
