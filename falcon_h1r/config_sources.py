@@ -61,8 +61,8 @@ class SourceConfig:
     content_field: str = "content"
     message_reasoning_field: Optional[str] = None  # of an assistant's message, where it stands apart from the content
     role_names: dict[str, str] = field(default_factory=dict)  # theirs -> system, user, assistant, tool or tool_call
-    system_field: Optional[str] = None  # the system turn, where it stands apart from the messages
-    tools_field: Optional[str] = None  # signatures of the tools that a chat may call
+    system_field: Optional[str] = None  # the system turn, where it stands apart; rows may leave it out
+    tools_field: Optional[str] = None  # signatures of the tools that a chat may call; rows may leave them out
     teacher: Optional[str] = None  # the same for all rows
     teacher_field: Optional[str] = None  # where rows say it themselves; null in a row: `teacher`
     weight_field: Optional[str] = None

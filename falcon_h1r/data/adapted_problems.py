@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.choices import choices_of, gold_letter, with_choices
-from falcon_h1r.data.fields import Row, as_difficulty, as_number, as_text, optional_text, pass_rate_of, value_of
+from falcon_h1r.data.fields import (
+    Row,
+    as_difficulty,
+    as_json,
+    as_number,
+    as_text,
+    optional_text,
+    pass_rate_of,
+    value_of,
+)
 from falcon_h1r.data.source_checks import DOMAINS
 from falcon_h1r.types import Difficulty, InputError, Problem, content_hash
 from falcon_h1r.verifier.extract import extract_boxed
@@ -54,13 +62,13 @@ def _tests(row: Row, source: SourceConfig) -> str | None:
     """A problem's tests as JSON text; None where the row has none. Whether they can be used, curation finds out."""
     if source.tests_fields:
         columns = {name: value_of(row, name) for name in source.tests_fields}
-        return json.dumps(columns) if any(columns.values()) else None
+        return as_json(columns, source.tests_fields[0], ascii_only=True) if any(columns.values()) else None
     name = source.tests_field
     if name is None or (value := value_of(row, name)) is None:
         return None
     if isinstance(value, str):
         return as_text(value, name) if value.strip() else None
-    return json.dumps(value)
+    return as_json(value, name, ascii_only=True)
 
 
 def gold_and_solution(row: Row, source: SourceConfig) -> tuple[str, str, bool]:

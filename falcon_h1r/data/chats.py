@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.fields import Row, as_text, list_of, optional_text, value_of
+from falcon_h1r.data.fields import Row, as_json, as_text, has_value, list_of, optional_text, value_of
 from falcon_h1r.data.jsonl import json_type
 from falcon_h1r.data.source_checks import ROLES, TOOL_CALL
 from falcon_h1r.types import InputError, Turn, content_hash
@@ -54,7 +54,8 @@ def read_turns(row: Row, source: SourceConfig, marks: tuple[str, str], strip: Ca
             said = turns.pop()
             turn = replace(said, content="\n".join(filter(None, (said.content, turn.content))))
         turns.append(turn)
-    return _with_system(turns, optional_text(row, source.system_field), _signatures(row, source.tools_field))
+    system = optional_text(row, source.system_field) if has_value(row, source.system_field) else ""
+    return _with_system(turns, system, _signatures(row, source.tools_field))
 
 
 def split_conversation(turns: Sequence[Turn], name: str) -> tuple[list[Turn], Turn]:
@@ -179,20 +180,20 @@ def _render_call(call: Any) -> str:
             raise InputError(f"the arguments of a call of {call['name'][:40]!r} are not JSON") from None
     if arguments is not None and not isinstance(arguments, Mapping):
         raise InputError(f"the arguments of a call of {call['name'][:40]!r} have to be an object")
-    shown = json.dumps({"name": call["name"], "arguments": arguments or {}}, ensure_ascii=False)
+    shown = as_json({"name": call["name"], "arguments": arguments or {}}, "arguments")
     return f"<tool_call>\n{shown}\n</tool_call>"
 
 
 def _signatures(row: Row, name: str | None) -> list[str]:
     """Signatures of a row's tools, one JSON text each; a bare function is wrapped as OpenAI does."""
-    if name is None or not value_of(row, name):
+    if name is None or not has_value(row, name):
         return []
     signatures = []
     for tool in list_of(row, name):
         if not isinstance(tool, Mapping):
             raise InputError(f"field {name!r} has to be a list of objects, not of {json_type(tool)}")
         whole = tool if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": tool}
-        signatures.append(json.dumps(_without_nulls(whole), ensure_ascii=False))
+        signatures.append(as_json(_without_nulls(whole), name))
     return signatures
 
 

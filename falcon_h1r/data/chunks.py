@@ -33,7 +33,7 @@ class Chunk:
     path: str
     first_row: int  # line or row number of the first, from 1; of a hub dataset, over all its parts
     start: int  # bytes of a JSONL file (of the text that a .gz holds), rows of a parquet file
-    end: int  # exclusive; 0 where the file could not be read, which reading tells again
+    end: int  # exclusive; 0 where the file has no rows that could be read, which reading tells again
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +150,24 @@ def _plan_file(
             if b"\0" in lines.read(4096):
                 return [(1, 0, 0)], 0
             lines.seek(0)
+            if not _holds_rows(lines):
+                return [(1, 0, 0)], 0
+            lines.seek(0)
             end, num_rows = (None, 0) if max_rows is None else _end_of_rows(lines, max_rows)
             lines.seek(0)
             # What is packed cannot be entered in the middle.
             chunks = list(_scan_lines(lines, None if file.name.endswith(".gz") else chunk_bytes, end))
     except READ_ERRORS:
         return [(1, 0, 0)], 0
-    return chunks or [(1, 0, 0)], num_rows
+    return chunks, num_rows
+
+
+def _holds_rows(file: IO[bytes]) -> bool:
+    """Whether there is anything but blank lines; the first block tells of most files."""
+    while block := file.read(_BLOCK):
+        if block.strip():
+            return True
+    return False
 
 
 def _scan_lines(file: IO[bytes], chunk_bytes: int | None, end: int | None) -> Iterator[tuple[int, int, int]]:

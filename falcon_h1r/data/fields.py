@@ -44,7 +44,7 @@ def text_of(row: Row, name: str, numbers: bool = False) -> str:
 
 
 def as_text(value: Any, name: str, numbers: bool = False) -> str:
-    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value):
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"field {name!r} has to be text{' or a number' if numbers else ''}, not {json_type(value)}")
@@ -55,11 +55,30 @@ def as_text(value: Any, name: str, numbers: bool = False) -> str:
     return value
 
 
+def as_json(value: Any, name: str, ascii_only: bool = False) -> str:
+    """A value as JSON text; its letters as they are, unless `ascii_only`."""
+    try:
+        return as_text(json.dumps(value, ensure_ascii=ascii_only), name)
+    except (TypeError, ValueError, RecursionError):  # dates and bytes of a parquet file
+        raise InputError(f"field {name!r} holds what is no JSON value") from None
+
+
+def _is_finite(value: float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)  # isfinite knows no integer beyond the floats
+
+
 def optional_text(row: Row, name: str | None, numbers: bool = False) -> str:
     """The text of a field that need not be named, and may be null; empty then."""
     if name is None or (value := value_of(row, name)) is None:
         return ""
     return as_text(value, name, numbers)
+
+
+def has_value(row: Row, name: str | None) -> bool:
+    """Whether a field that rows may leave out is named, there, and neither null nor empty."""
+    if name is None or (name not in row and name.partition(".")[0] not in row):
+        return False
+    return bool(value_of(row, name))
 
 
 def list_of(row: Row, name: str) -> list[Any]:
@@ -81,7 +100,7 @@ def number_of(row: Row, name: str) -> float:
     value = value_of(row, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"field {name!r} has to be a number, not {json_type(value)}")
-    if not (math.isfinite(value) and value >= 0):
+    if not (_is_finite(value) and 0 <= value < 1e300):
         raise InputError(f"field {name!r} has to be finite and not negative, not {value}")
     return float(value)
 

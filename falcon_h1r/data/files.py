@@ -9,6 +9,7 @@ from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.types import InputError
 
 ENDINGS = {"jsonl": (".jsonl", ".jsonl.gz"), "parquet": (".parquet",)}
+_WILD = set("*?[")
 PACKED = (".zst", ".xz", ".bz2", ".zip")
 
 
@@ -52,10 +53,9 @@ def name_in_source(source: SourceConfig, file: str | Path) -> str:
     root = Path(source.path)
     if _is_pattern(source.path):
         parts = root.parts
-        fixed = next(index for index, part in enumerate(parts) if _is_pattern(part))
-        root = Path(*parts[:fixed])
+        root = Path(*parts[: next(index for index, part in enumerate(parts) if set(part) & _WILD)])
     return Path(file).relative_to(root).as_posix() if Path(file) != root and root.is_dir() else Path(file).name
 
 
 def _is_pattern(path: str) -> bool:
-    return any(letter in path for letter in "*?[") and not Path(path).exists()
+    return bool(set(path) & _WILD) and not Path(path).exists()

@@ -1,4 +1,4 @@
-"""Parquet files, a few rows at a time: no column of a row group is ever held whole."""
+"""Parquet files, a few rows at a time: no row group is ever held whole, only the page of each column that is read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def parquet_rows(
     """
     import pyarrow as pa
 
-    number = start
+    number, is_open = start, False
     try:
         with _open(path) as file:
+            is_open = True
             if file.metadata.num_rows == 0:
                 yield 0, Fault("holds no rows")
             for batch in _batches(file, start, file.metadata.num_rows if end is None else end):
@@ -35,14 +36,10 @@ def parquet_rows(
         yield 0, Fault("no such file")
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
-        yield (
-            (number + 1, Fault(f"cannot be read from here on ({reason})"))
-            if number > start
-            else (
-                0,
-                Fault(f"not a parquet file that can be read ({reason})"),
-            )
-        )
+        if is_open:
+            yield number + 1, Fault(f"cannot be read from here on ({reason})")
+        else:
+            yield 0, Fault(f"not a parquet file that can be read ({reason})")
 
 
 def plan_parquet(path: str | Path, chunk_bytes: int, max_rows: int | None = None) -> list[tuple[int, int]]:
