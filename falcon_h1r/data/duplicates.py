@@ -42,9 +42,8 @@ def signature(trace: Trace, config: DuplicatesConfig) -> Signatures:
 
 @functools.cache
 def _coefficients(num_hashes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """(num_hashes, 1), (num_hashes, 1): the same in every process."""
-    random = np.random.Generator(np.random.PCG64(_SEED))
-    factors, terms = random.integers(0, 1 << 64, size=(2, num_hashes, 1), dtype=np.uint64)
+    """(num_hashes, 1), (num_hashes, 1): a and b of each hash function, the same in every process and release."""
+    factors, terms = np.random.PCG64(_SEED).random_raw((2, num_hashes, 1))
     return factors | np.uint64(1), terms
 
 
