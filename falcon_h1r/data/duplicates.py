@@ -62,6 +62,16 @@ def signature_of_text(text: str, config: DuplicatesConfig) -> Signatures:
     return (least >> np.uint64(32)).astype(np.uint32)
 
 
+def signature_slowly(text: str, config: DuplicatesConfig) -> list[int]:
+    """`signature_of_text`, by the formula."""
+    shingles = [int(shingle) for shingle in shingle_hashes(text, config.shingle_words)]
+    factors, terms = _coefficients(config.num_hashes)
+    return [
+        min((int(a) * shingle + int(b)) % (1 << 64) >> 32 for shingle in shingles)
+        for a, b in zip(factors.flat, terms.flat, strict=True)
+    ]
+
+
 def find_duplicates(
     paths: Sequence[Path],
     alive: NDArray[np.bool_],
@@ -77,7 +87,7 @@ def find_duplicates(
             one another, and go together if it goes.
 
     Memory: about 60 bytes a trace, and up to 12 num_bands more for one that shares a band with another. Signatures
-    stay on disk, read once for each band.
+    stay on disk, which is read once for each band.
 
     Raises:
         InputError: if a file holds other than signatures of `num_hashes`.
@@ -198,15 +208,15 @@ def _shared_buckets(
 def _greedy(
     table: _SignatureFiles, candidates: NDArray[np.int64], buckets: NDArray[np.int32], config: DuplicatesConfig
 ) -> NDArray[np.int64]:
-    """(U): for each of the candidates, the first kept one that it nearly equals, or -1."""
+    """(U): for each of the candidates, the first kept one that it nearly equals, or -1. Overwrites `buckets`."""
     result = np.full(len(candidates), -1, np.int64)
     latest = np.full(buckets.shape, -1, np.int32)  # by bucket and band: its latest kept candidate
-    previous = np.full(buckets.shape, -1, np.int32)  # by candidate and band: the one kept before it in that bucket
-    for number, index in enumerate(candidates.tolist()):
+    previous = buckets  # by candidate and band, once that is kept: the one kept before it in that bucket
+    for number in range(len(candidates)):
         bands = np.flatnonzero(buckets[number] >= 0)
         mine = buckets[number, bands]
         heads = latest[mine, bands]
-        row = table.row(index)
+        row = table.row(int(candidates[number]))
         for earlier in _chained(heads, previous, bands):
             if np.count_nonzero(row == table.row(int(candidates[earlier]))) >= _needed(config):
                 result[number] = candidates[earlier]

@@ -18,6 +18,7 @@ from falcon_h1r.data.duplicates import (
     find_duplicates_slowly,
     signature,
     signature_of_text,
+    signature_slowly,
 )
 from falcon_h1r.data.shingles import shingle_hashes, shingles_slowly
 from falcon_h1r.types import InputError, Problem, Trace, Turn
@@ -98,6 +99,14 @@ def test_a_signature_does_not_depend_on_case_spaces_and_punctuation_but_on_signs
     assert np.array_equal(first, signature_of_text("compute\n85+47 PLEASE", CONFIG))
     assert not np.array_equal(first, signature_of_text("Compute 85 - 47, please!", CONFIG))
     assert np.array_equal(signature_of_text("", CONFIG), signature_of_text("...", CONFIG))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1200))
+def test_a_signature_is_that_of_the_formula(count: int) -> None:
+    text = " ".join(f"word{number}" for number in range(count))
+    config = DuplicatesConfig(num_hashes=6, num_bands=2)
+    assert signature_of_text(text, config).tolist() == signature_slowly(text, config)
 
 
 def test_signatures_are_the_same_in_every_release() -> None:
