@@ -29,6 +29,7 @@ Signatures = NDArray[np.uint32]
 
 _SEED = 1997
 _SHINGLES_AT_ONCE = 512
+_COMPARED_AT_ONCE = 256
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,9 +43,8 @@ def signature(trace: Trace, config: DuplicatesConfig) -> Signatures:
 
 @functools.cache
 def _coefficients(num_hashes: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """(num_hashes, 1), (num_hashes, 1): the same in every process."""
-    random = np.random.Generator(np.random.PCG64(_SEED))
-    factors, terms = random.integers(0, 1 << 64, size=(2, num_hashes, 1), dtype=np.uint64)
+    """(num_hashes, 1), (num_hashes, 1): a and b of each hash function, the same in every process and release."""
+    factors, terms = np.random.PCG64(_SEED).random_raw((2, num_hashes, 1))
     return factors | np.uint64(1), terms
 
 
@@ -63,6 +63,16 @@ def signature_of_text(text: str, config: DuplicatesConfig) -> Signatures:
     return (least >> np.uint64(32)).astype(np.uint32)
 
 
+def signature_slowly(text: str, config: DuplicatesConfig) -> list[int]:
+    """`signature_of_text`, by the formula."""
+    shingles = [int(shingle) for shingle in shingle_hashes(text, config.shingle_words)]
+    factors, terms = _coefficients(config.num_hashes)
+    return [
+        min((int(a) * shingle + int(b)) % (1 << 64) >> 32 for shingle in shingles)
+        for a, b in zip(factors.flat, terms.flat, strict=True)
+    ]
+
+
 def find_duplicates(
     paths: Sequence[Path],
     alive: NDArray[np.bool_],
@@ -78,7 +88,7 @@ def find_duplicates(
             one another, and go together if it goes.
 
     Memory: about 60 bytes a trace, and up to 12 num_bands more for one that shares a band with another. Signatures
-    stay on disk, read once for each band.
+    stay on disk, which is read once for each band.
 
     Raises:
         InputError: if a file holds other than signatures of `num_hashes`.
@@ -93,8 +103,8 @@ def find_duplicates(
     if groups is not None:
         members = members[np.unique(groups[members], return_index=True)[1]]
         members.sort()
-    candidates, buckets = _shared_buckets(table, members, config)
-    result[candidates] = _greedy(table, candidates, buckets, config)
+    candidates, starts = _shared_buckets(table, members, config)
+    result[candidates] = _greedy(table, candidates, starts, _needed(config))
     if groups is not None:
         dropped = np.flatnonzero(result >= 0)
         order = dropped[np.argsort(groups[dropped])]
@@ -151,9 +161,16 @@ class _SignatureFiles:
             keys[left:right] = key
         return keys
 
-    def row(self, index: int) -> Signatures:
-        file = int(np.searchsorted(self._starts, index, "right")) - 1
-        return np.asarray(self._arrays[file][index - self._starts[file]])
+    def rows(self, indices: NDArray[np.int64]) -> Signatures:
+        """(indices, num_hashes), of ascending indices."""
+        files = np.searchsorted(self._starts, indices[[0, -1]], "right") - 1
+        parts = []
+        for file in range(files[0], files[1] + 1):
+            some = slice(None)
+            if files[0] != files[1]:
+                some = slice(*np.searchsorted(indices, self._starts[file : file + 2]))
+            parts.append(self._arrays[file][indices[some] - self._starts[file]])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _mapped(path: Path, num_hashes: int) -> Signatures:
@@ -169,12 +186,12 @@ def _mapped(path: Path, num_hashes: int) -> Signatures:
 def _shared_buckets(
     table: _SignatureFiles, members: NDArray[np.int64], config: DuplicatesConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """(U), (U, num_bands): traces that share a band with another, in order, and the bucket of each band; -1: alone.
+    """(U), (U, num_bands): traces that share a band with another, in order, and where each one's bucket starts.
 
-    A bucket is called by its first member's place among the U.
+    A band's buckets of two and more lie one after the other, as long as they have members. -1: alone in this band.
     """
     width = config.num_hashes // config.num_bands
-    found: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []  # of each band: members that share it, buckets
+    found: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []  # of each band: members that share it, starts
     shares = np.zeros(len(members), np.bool_)
     for band in range(config.num_bands):
         keys = table.band_keys(members, slice(band * width, (band + 1) * width))
@@ -183,49 +200,61 @@ def _shared_buckets(
         new = np.ones(len(keys) + 1, np.bool_)
         np.not_equal(keys[1:], keys[:-1], out=new[1:-1])
         several = ~(new[:-1] & new[1:])
-        first = order[np.flatnonzero(new[:-1])]  # stable: the least of its bucket
-        bucket = first[np.cumsum(new[:-1])[several] - 1]
-        found.append((order[several], bucket))
-        shares[order[several]] = True
-    candidates = np.flatnonzero(shares)
+        order, new = order[several], new[:-1][several]
+        found.append((order, np.flatnonzero(new).astype(np.int32)[np.cumsum(new) - 1]))
+        shares[order] = True
     rank = np.cumsum(shares, dtype=np.int32) - 1
-    buckets = np.full((len(candidates), config.num_bands), -1, np.int32)
+    starts = np.full((np.count_nonzero(shares), config.num_bands), -1, np.int32)
     for band in reversed(range(config.num_bands)):
-        some, bucket = found.pop()
-        buckets[rank[some], band] = rank[bucket]
-    return members[candidates], buckets
+        order, its_starts = found.pop()
+        starts[rank[order], band] = its_starts
+    return members[shares], starts
 
 
 def _greedy(
-    table: _SignatureFiles, candidates: NDArray[np.int64], buckets: NDArray[np.int32], config: DuplicatesConfig
+    table: _SignatureFiles, candidates: NDArray[np.int64], starts: NDArray[np.int32], needed: int
 ) -> NDArray[np.int64]:
-    """(U): for each of the candidates, the first kept one that it nearly equals, or -1."""
+    """(U): for each of the candidates, the first kept one with `needed` equal hashes, or -1.
+
+    A bucket's entries are the number of its kept candidates and then these, -1 where there is none yet; the last
+    member finds no entry left, and needs none.
+    """
     result = np.full(len(candidates), -1, np.int64)
-    latest = np.full(buckets.shape, -1, np.int32)  # by bucket and band: its latest kept candidate
-    previous = np.full(buckets.shape, -1, np.int32)  # by candidate and band: the one kept before it in that bucket
-    for number, index in enumerate(candidates.tolist()):
-        bands = np.flatnonzero(buckets[number] >= 0)
-        mine = buckets[number, bands]
-        heads = latest[mine, bands]
-        row = table.row(index)
-        for earlier in _chained(heads, previous, bands):
-            if np.count_nonzero(row == table.row(int(candidates[earlier]))) >= _needed(config):
-                result[number] = candidates[earlier]
-                break
-        else:
-            previous[number, bands] = heads
-            latest[mine, bands] = number
+    count, num_bands = starts.shape
+    kept = np.full((num_bands, count + 1), -1, np.int32)
+    kept[:, -1] = 0
+    for band in range(num_bands):
+        kept[band, starts[:, band][starts[:, band] >= 0]] = 0
+        kept[band, np.count_nonzero(starts[:, band] >= 0)] = 0  # behind the last bucket
+    for number in range(count):
+        bands = np.flatnonzero(starts[number] >= 0)
+        mine = starts[number, bands]
+        sizes = kept[bands, mine]
+        lists = [
+            kept[band, start + 1 : start + 1 + size]
+            for band, start, size in zip(bands.tolist(), mine.tolist(), sizes.tolist(), strict=True)
+            if size
+        ]
+        index = candidates[number : number + 1]
+        result[number] = (
+            _first_alike(table, index, candidates[np.unique(np.concatenate(lists))], needed) if lists else -1
+        )
+        if result[number] < 0:
+            free = kept[bands, mine + 1 + sizes] < 0
+            kept[bands[free], (mine + 1 + sizes)[free]] = number
+            kept[bands[free], mine[free]] += 1
     return result
 
 
-def _chained(heads: NDArray[np.int32], previous: NDArray[np.int32], bands: NDArray[np.int64]) -> list[int]:
-    """All that `previous` leads to from these heads, one a band, and they themselves, in order."""
-    found: set[int] = set()
-    while (there := heads >= 0).any():
-        heads, bands = heads[there], bands[there]
-        found.update(heads.tolist())
-        heads = previous[heads, bands]
-    return sorted(found)
+def _first_alike(table: _SignatureFiles, index: NDArray[np.int64], earlier: NDArray[np.int64], needed: int) -> int:
+    """The first of the earlier traces whose signature equals that of `index` (1) in enough places, or -1."""
+    row = table.rows(index)
+    for start in range(0, len(earlier), _COMPARED_AT_ONCE):
+        some = earlier[start : start + _COMPARED_AT_ONCE]
+        alike = np.flatnonzero(np.count_nonzero(table.rows(some) == row, axis=1) >= needed)
+        if len(alike):
+            return int(some[alike[0]])
+    return -1
 
 
 def _needed(config: DuplicatesConfig) -> int:

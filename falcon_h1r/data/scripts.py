@@ -30,8 +30,9 @@ _IGNORED = re.compile(  # bounded, so that what never closes costs no more than 
     r"\\[A-Za-z]+",
     re.DOTALL | re.MULTILINE,
 )
-_ASCII_LETTERS = re.compile(r"[A-Za-z]+")
-_OTHER_LETTERS = re.compile(r"[^\W\d_A-Za-z]+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_NO_ASCII_LETTERS = bytes(byte for byte in range(256) if not chr(byte).isalpha() or byte > 127)
 
 
 def find_other_scripts(texts: Mapping[str, str], scripts: Iterable[str], most: float) -> str | None:
@@ -46,7 +47,7 @@ def find_other_scripts(texts: Mapping[str, str], scripts: Iterable[str], most: f
     if unknown := allowed - KNOWN:
         raise InputError(f"curate.filters.scripts: {min(unknown)} is none of {', '.join(sorted(KNOWN))}")
     for name, text in texts.items() if allowed else ():
-        if text.isascii() and "latin" in allowed:
+        if "latin" in allowed and sum(map(len, _other_letters(text))) < FEWEST:
             continue
         counts = count_scripts(text)
         others = Counter({script: count for script, count in counts.items() if script not in allowed})
@@ -59,12 +60,17 @@ def find_other_scripts(texts: Mapping[str, str], scripts: Iterable[str], most: f
 def count_scripts(text: str) -> Counter[str]:
     """Letters by script. A Greek letter that stands alone is a variable, and does not count."""
     text = _IGNORED.sub(" ", text)
-    counts = Counter({"latin": sum(map(len, _ASCII_LETTERS.findall(text)))})
-    for run in [] if text.isascii() else _OTHER_LETTERS.findall(text):
+    counts = Counter({"latin": len(text.encode("ascii", "ignore").translate(None, _NO_ASCII_LETTERS))})
+    for run in _other_letters(text):
         for script, count in Counter(map(script_of, run)).items():
             if script is not None and not (script == "greek" and len(run) == 1):
                 counts[script] += count
     return +counts
+
+
+def _other_letters(text: str) -> list[str]:
+    """The runs of letters beyond ASCII."""
+    return [run for piece in _NOT_ASCII.findall(text) for run in _LETTERS.findall(piece)]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _WORD_BASE, _SHINGLE_BASE = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F  # odd
 _SPACE, _IN_WORD, _ALONE = 0, 1, 2
-_SIGNS = "-*/^%!"  # of arithmetic, besides what Unicode calls a mathematical symbol (+ < = > | ~ × ∑ ...)
+_SIGNS = "-*/^%"  # of arithmetic, besides what Unicode calls a mathematical symbol (+ < = > | ~ × ∑ ...)
 _UNSPACED = ((0x0E00, 0x0EFF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
 _PLANE = 0x10000  # each character from here on is a word: rare Han, emoji, letters of mathematics
 

@@ -209,9 +209,7 @@ def test_scripts_are_one_word_of_small_letters(letter: str) -> None:
 # -----------------------------------------------------------------------------
 # Tools
 
-SIGNATURES = (
-    '<tools>\n{"type": "function", "function": {"name": "weather", "parameters": {}}}\n{"name": "add"}\n</tools>'
-)
+SIGNATURES = '<tools>\n{"type": "function", "function": {"name": "weather"}}\n{"name": "add"}\n</tools>'
 SYSTEM = Turn("system", f"Signatures stand within <tools></tools> tags: {SIGNATURES}")
 USER = Turn("user", "How warm is it in Rome?")
 
