@@ -103,6 +103,7 @@ class WorkConfig:
     num_shards: int = 1  # jobs of a slurm array
     shard: Optional[int] = None  # which of them this is, from 0; it leaves chunks for the one that merges
     merge: Optional[str] = None  # run folders of the shards, a pattern with *
+    spool: Optional[str] = None  # where hub datasets are kept as they are read; null: in the run's folder
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.types import InputError
 
-PART_ROWS = 10_000
+PART_ROWS = 2_000
 
 
 def hub_rows(source: SourceConfig, skip: int = 0) -> Iterator[dict[str, Any]]:
@@ -62,9 +62,9 @@ def spool_hub(source: SourceConfig, folder: Path, part_rows: int = PART_ROWS) ->
         rows = hub_rows(source, skip=len(parts) * part_rows)
         if source.limit is not None:
             rows = islice(rows, max(0, source.limit - len(parts) * part_rows))
-        while part := [_plain(row) for row in islice(rows, part_rows)]:
+        for first in rows:  # of a part, which is written as it comes
             parts.append(folder / f"part-{len(parts):06d}.jsonl")
-            write_jsonl(parts[-1], part)
+            write_jsonl(parts[-1], map(_plain, chain([first], islice(rows, part_rows - 1))))
         if not parts:
             raise InputError(f"{_name(source)}: holds no rows")
         write_jsonl(done, [{"num_parts": len(parts)}])

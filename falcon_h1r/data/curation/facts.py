@@ -65,7 +65,7 @@ class ChunkNotes:
 
     names: dict[str, list[str]] = field(default_factory=lambda: {column: [] for column in NAMED})
     details: dict[str, str] = field(default_factory=dict)  # why a trace was dropped, by place in the chunk
-    unreadable: list[dict[str, str]] = field(default_factory=list)  # rows: where, reason, raw
+    num_unreadable: int = 0  # rows
     unverifiable_golds: list[str] = field(default_factory=list)
     disagreements: list[int] = field(default_factory=list)  # places whose verdict is not the source's
     seconds: dict[str, float] = field(default_factory=dict)  # by stage

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 
@@ -111,7 +110,7 @@ class ChunkJudge:
                 if self.curate.duplicates.of is not None:
                     signatures.append(self._signature(trace, judged))
             self._clock.enter("reading")
-        writer.notes.unreadable = [asdict(row) for row in bad]
+        writer.notes.num_unreadable = len(bad)
         writer.notes.unverifiable_golds = sorted(gold for gold, readable in self._golds.items() if not readable)
         writer.notes.seconds = {stage: round(seconds, 3) for stage, seconds in self._clock.stop().items()}
         files.write(writer, np.stack(signatures) if signatures else None)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from falcon_h1r.config_data import CurateConfig
-from falcon_h1r.data.chunks import Chunk, read_chunk
+from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
 from falcon_h1r.data.curation.facts import KEPT, VERDICTS, ChunkFiles, ChunkNotes, CorpusFacts, Facts, new_file
 from falcon_h1r.data.curation.judge import OTHER_TEACHER
 from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, Mix
@@ -118,14 +118,22 @@ def render_chunk(
     """
     rendered, examples = Rendered(), Counter[str]()
     places = 0
-    on_bad = (lambda row: None) if config.on_error == "skip" else None
     with ExitStack() as stack:
         dropped = stack.enter_context(new_file(files.dropped))
         kept: dict[int, BinaryIO] = {
             int(stream): stack.enter_context(new_file(files.kept(int(stream))))
             for stream in np.unique(decisions.streams)
         }
+
+        def write_bad(bad: BadRow) -> None:
+            row = {"reason": UNREADABLE, "detail": bad.reason, "origin": bad.where, "raw": bad.raw}
+            dropped.write(_line(row))
+            if examples[UNREADABLE] < EXAMPLES:
+                examples[UNREADABLE] += 1
+                rendered.examples.setdefault(UNREADABLE, []).append(row)
+
         max_bytes = int(config.max_row_megabytes * 1e6)
+        on_bad = write_bad if config.on_error == "skip" else None
         for trace in read_chunk(chunk, config.sources[chunk.source], max_bytes, on_bad):
             if places == len(decisions.facts):
                 raise _changed(chunk)
@@ -143,12 +151,6 @@ def render_chunk(
                     examples[reason] += 1
                     rendered.examples.setdefault(reason, []).append(_example(trace, reason, detail))
             places += 1
-        for bad in notes.unreadable:
-            row = {"reason": UNREADABLE, "detail": bad["reason"], "origin": bad["where"], "raw": bad["raw"]}
-            dropped.write(_line(row))
-            if examples[UNREADABLE] < EXAMPLES:
-                examples[UNREADABLE] += 1
-                rendered.examples.setdefault(UNREADABLE, []).append(row)
     if places != len(decisions.facts):
         raise _changed(chunk)
     with new_file(files.done) as file:

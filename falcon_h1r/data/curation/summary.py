@@ -28,6 +28,7 @@ from falcon_h1r.types import DIFFICULTIES
 
 MAX_GOLDS_SHOWN = 20  # dropped.jsonl has them all
 WEIGHT_BINS = 0.125
+FEW_RATES = 17  # as of sixteen rollouts a problem
 TARGET_TRACES, TARGET_TOKENS_EACH, TARGET_CORES = 3_110_000, 9_700, 64  # the 7B's cold start, on one node
 BY_TRACE = ("verifying",)  # stages whose time goes with the traces rather than with their length
 
@@ -39,7 +40,7 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
     golds = sorted({gold for note in notes for gold in note.unverifiable_golds})
     kept, dropped = facts[corpus.alive()], facts[~corpus.alive()]
     reasons = {name: count for name, count in _by(dropped, "reason", corpus).items() if name != KEPT}
-    num_unreadable = sum(len(note.unreadable) for note in notes)
+    num_unreadable = sum(note.num_unreadable for note in notes)
     if num_unreadable:
         reasons[UNREADABLE] = num_unreadable
     written = facts[order]
@@ -105,10 +106,12 @@ def _by_difficulty(facts: Facts) -> dict[str, int]:
 
 
 def _pass_rates(facts: Facts, rates: NDArray[np.float32]) -> dict[str, int]:
-    """Problems by their pass rate, in tenths."""
+    """Problems by their pass rate: by each that there is, or where there are many, in tenths."""
     _, first = np.unique(facts["problem"], return_index=True)
     of_problems = rates[first]
-    counts = Counter(f"{rate:.1f}" for rate in of_problems[~np.isnan(of_problems)].tolist())
+    known = of_problems[~np.isnan(of_problems)]
+    digits = 3 if len(np.unique(known)) <= FEW_RATES else 1
+    counts = Counter(f"{rate:.{digits}f}" for rate in known.tolist())
     unknown = int(np.isnan(of_problems).sum())
     return dict(sorted(counts.items())) | ({"unknown": unknown} if unknown else {})
 

@@ -155,7 +155,35 @@ def test_shards_merged_are_the_whole(config: Config, tmp_path: Path) -> None:
     assert outputs(tmp_path / "merged") == outputs(tmp_path / "whole")
 
 
+def test_shards_share_what_they_read_of_a_hub_dataset(config: Config, tmp_path: Path) -> None:
+    config.curate.sources["math"].format = "hub"  # a folder of files is a dataset to the library, too
+    config.curate.decontamination.sets = {}
+    run(config, tmp_path / "whole")
+    work = config.curate.work
+    work.num_shards, work.spool = 2, str(tmp_path / "spool")
+    for shard in range(2):
+        work.shard = shard
+        run(config, tmp_path / f"shard-{shard}")
+    work.shard, work.merge = None, str(tmp_path / "shard-*")
+    run(config, tmp_path / "merged")
+    assert outputs(tmp_path / "merged") == outputs(tmp_path / "whole")
+    assert '"origin": "math:train:' in (tmp_path / "merged" / "traces.jsonl").read_text()
+
+
 def test_chunks_of_another_size_change_nothing(config: Config, tmp_path: Path) -> None:
+    run(config, tmp_path / "small")
+    config.curate.work.chunk_megabytes = 16
+    run(config, tmp_path / "large")
+    assert outputs(tmp_path / "large") == outputs(tmp_path / "small")
+
+
+def test_what_cannot_be_read_stands_where_it_was_whatever_the_chunks(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "math" / "0.jsonl"
+    lines = path.read_text().splitlines()
+    for number in (3, 60, 100):
+        lines[number] = "{broken"
+    path.write_text("\n".join(lines) + "\n")
+    config.curate.on_error = "skip"
     run(config, tmp_path / "small")
     config.curate.work.chunk_megabytes = 16
     run(config, tmp_path / "large")
