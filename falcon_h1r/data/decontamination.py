@@ -155,31 +155,35 @@ class EvaluationIndex:
         if len(joined) < self._shortest:
             return None
         codes = codes_of(joined)
-        found: list[tuple[float, int, int, NDArray[np.int64]]] = []  # overlap, problem, width, places
-        for windows in self._windows:
-            found += self._overlaps(windows, *windows.find(codes, self._codes), codes)
-        overlap, number, width, places = max(found, key=lambda one: (one[0], -one[1]), default=(0.0, 0, 0, None))
-        if places is None or overlap < self._config.min_overlap:
+        overlap, number, width, places = max(
+            (self._best(windows, *windows.find(codes, self._codes), codes) for windows in self._windows),
+            key=lambda found: (found[0], -found[1]),
+            default=(0.0, 0, 0, np.empty(0, np.int64)),
+        )
+        if overlap == 0 or overlap < self._config.min_overlap:
             return None
         return self._match(number, overlap, _stretch(parts, normalised, places, width))
 
-    def _overlaps(
+    def _best(
         self, windows: _Windows, window: NDArray[np.int64], places: NDArray[np.int64], codes: Codes
-    ) -> list[tuple[float, int, int, NDArray[np.int64]]]:
-        """What of each problem was found: overlap, problem, width and places (sorted)."""
-        owners = windows.owners[window]
-        found = []
-        for number in np.unique(owners).tolist():
-            mine = owners == number
-            if length := int(self._lengths[number]):
-                wanted = self._codes[windows.starts[window[mine][0]] :][:length]
-                whole = [at for at in places[mine].tolist() if np.array_equal(codes[at : at + length], wanted)]
-                if whole:
-                    found.append((1.0, number, length, np.array(whole)))
-            else:
-                overlap = len(np.unique(window[mine])) / int(self._num_ngrams[number])
-                found.append((overlap, number, windows.width, np.sort(places[mine])))
-        return found
+    ) -> tuple[float, int, int, NDArray[np.int64]]:
+        """Of the problem that most was found of: overlap (0: of none), number, width of a find, and the places."""
+        if not len(window):
+            return 0.0, 0, windows.width, places
+        numbers = windows.owners[window]
+        short = self._lengths[numbers] > 0  # whose first characters were found: do the others follow?
+        for index in np.flatnonzero(short):
+            length, start = self._lengths[numbers[index]], windows.starts[window[index]]
+            found, wanted = codes[places[index] :][:length], self._codes[start : start + length]
+            short[index] = np.array_equal(found, wanted)
+        if short.any():
+            number = int(numbers[short].min())
+            return 1.0, number, int(self._lengths[number]), np.sort(places[short & (numbers == number)])
+        distinct = windows.owners[np.unique(window)]
+        distinct = distinct[self._lengths[distinct] == 0]
+        overlaps = np.bincount(distinct, minlength=len(self._problems)) / np.maximum(self._num_ngrams, 1)
+        number = int(overlaps.argmax())
+        return float(overlaps[number]), number, windows.width, np.sort(places[numbers == number])
 
     def _match(self, number: int, overlap: float, text: str) -> Match:
         name, problem = self._problems[number]

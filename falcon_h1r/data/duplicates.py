@@ -180,7 +180,7 @@ def _mapped(path: Path, num_hashes: int) -> Signatures:
         raise InputError(f"{path}: no signatures ({error})") from None
     if array.ndim != 2 or array.shape[1] != num_hashes or array.dtype != np.uint32:
         raise InputError(f"{path}: {array.dtype} {array.shape} are no signatures of {num_hashes} hashes")
-    return array
+    return np.asarray(array)  # on the disk as before; indexing an np.memmap itself is slow
 
 
 def _shared_buckets(

@@ -35,6 +35,7 @@ _BASE = 0x9E3779B97F4A7C15  # odd, hence with an inverse modulo 2^64
 _BLOCK = 1 << 15  # windows hashed at a time: what stays in the processor's second cache
 
 
+@functools.cache
 def letters_of(character: str) -> str:
     """What one character becomes: its compatibility decomposition, case folded, without marks: É -> e, ² -> 2.
 
