@@ -7,7 +7,7 @@ import functools
 import re
 import warnings
 
-from falcon_h1r.verifier.code.extract import _blocks
+from falcon_h1r.verifier.code.extract import fenced_blocks
 
 MAX_CHARACTERS = 100_000  # of a program that is parsed: a quarter of a second and some tens of MB at the worst
 
@@ -40,7 +40,7 @@ def program_language(response: str, program: str) -> str | None:
     What its fence says counts, unless that is Python and it does not parse but has the signs of another language. A
     fence that says nothing, or no language (`text`, `output`), is judged by such signs alone.
     """
-    labels = [label for label, content in _blocks(response) if content == program]
+    labels = [label for label, content in fenced_blocks(response) if content == program]
     fenced = canonical_language(labels[-1]) if labels else ""
     if fenced in _LANGUAGES and fenced != "python":
         return fenced

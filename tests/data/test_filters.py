@@ -229,6 +229,7 @@ def chat(output: str, called: str = call(), system: Turn = SYSTEM, response: str
     [
         chat('{"celsius": 21}'),
         chat("[]"),
+        chat("21", response=call()),
         chat('{"error": null, "celsius": 21}'),
         chat('{"mean": 3.1, "error": 0.05}'),
         chat("It is 21 degrees. Errors in measurement are possible."),
@@ -294,7 +295,6 @@ def test_an_output_that_is_an_error_is_unreliable(output: str) -> None:
         (chat("21", ""), "turn 4: an output without a call"),
         (chat("<tool_response>1</tool_response><tool_response>2</tool_response>"), "turn 4: an output without a call"),
         (chat("21", call() + call()), "turn 5: a call without an output before it"),
-        (chat("21", response=call()), "turn 5: a call without an output"),
         (
             trace("Hi.", CHAT, turns=(USER, Turn("assistant", call()), USER)),
             "turn 3: a call without an output before it",

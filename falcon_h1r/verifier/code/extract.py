@@ -19,14 +19,14 @@ def extract_program(text: str, after_think: bool = False) -> str | None:
     answer = answering_part(text, after_think)
     if answer is None:
         return None
-    blocks = _blocks(answer)
+    blocks = fenced_blocks(answer)
     python = [program for language, program in blocks if language in _PYTHON]
     if python:
         return python[-1]
     return blocks[-1][1] if blocks else None
 
 
-def _blocks(text: str) -> list[tuple[str, str]]:
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
     """(language, content) of every closed block, in order: one pass."""
     found: list[tuple[str, str]] = []
     opened: re.Match[str] | None = None
