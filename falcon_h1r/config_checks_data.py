@@ -26,6 +26,11 @@ def check_curate(curate: CurateConfig) -> None:
             at_least(f"curate.{key}", number, 1)
     at_least("curate.max_row_megabytes", curate.max_row_megabytes, 0.001)
     at_least("curate.characters_per_token", curate.characters_per_token, 0.1)
+    if curate.filters.second_check is not None:
+        one_of("curate.filters.second_check", curate.filters.second_check, ("given", "llm"))
+    at_least("curate.second_check.concurrency", curate.second_check.concurrency, 1)
+    at_least("curate.second_check.max_tokens", curate.second_check.max_tokens, 1)
+    at_least("curate.second_check.timeout_seconds", curate.second_check.timeout_seconds, 0.001)
     for name in curate.filters.keep_unproved:
         one_of("curate.filters.keep_unproved", name, UNPROVED_KINDS)
     _check_weights(curate.weights)

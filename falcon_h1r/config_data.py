@@ -64,6 +64,18 @@ class TraceFiltersConfig:
 
 
 @dataclass
+class SecondCheckConfig:
+    """The model behind filters.second_check=llm; see falcon_h1r.data.curation.second_check."""
+
+    url: Optional[str] = None  # of an OpenAI-compatible endpoint: http://host:8000/v1
+    model: Optional[str] = None
+    api_key_variable: str = "OPENAI_API_KEY"  # of the environment; no key is sent where it is not set
+    concurrency: int = 16  # requests at once, of each process
+    max_tokens: int = 4096  # of a reply
+    timeout_seconds: float = 300.0
+
+
+@dataclass
 class DecontaminationConfig:
     """Problems that evaluation asks are not learnt from; see falcon_h1r.data.decontamination."""
 
@@ -119,6 +131,7 @@ class CurateConfig:
     tokenizer: Optional[str] = None  # whose tokens are counted; null: model.path's, or an estimate
     characters_per_token: float = 3.0  # of that estimate
     filters: TraceFiltersConfig = field(default_factory=TraceFiltersConfig)
+    second_check: SecondCheckConfig = field(default_factory=SecondCheckConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     duplicates: DuplicatesConfig = field(default_factory=DuplicatesConfig)
     weights: DifficultyWeightsConfig = field(default_factory=DifficultyWeightsConfig)

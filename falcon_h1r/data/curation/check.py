@@ -10,6 +10,7 @@ from falcon_h1r.data.adapters import Adapter
 from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.files import source_files
 from falcon_h1r.data.sources import read_traces
+from falcon_h1r.types import InputError
 
 READ_WHOLE_BYTES = 64_000_000  # files of a source that are so small together are read whole ...
 HEAD_ROWS = 1000  # ... of others so many rows; the rest is read by chunks, where the first bad row is named as well
@@ -21,6 +22,10 @@ def check_sources(curate: CurateConfig) -> None:
     Raises:
         InputError: naming key, file or row. With `on_error` skip, rows are left to the run, which counts them.
     """
+    if curate.filters.second_check == "llm":
+        for key in ("url", "model"):
+            if getattr(curate.second_check, key) is None:
+                raise InputError(f"curate.second_check.{key} is not set: filters.second_check=llm needs it")
     for name, source in curate.sources.items():
         Adapter(source, key=f"curate.sources.{name}")
         if source.format == "hub":

@@ -8,7 +8,7 @@ Cheap tests come first, so that only what passes them is verified.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from falcon_h1r.config import Config
 from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
 from falcon_h1r.data.curation.facts import KEPT, ChunkFiles, FactsWriter, Judged
+from falcon_h1r.data.curation.second_check import SecondCheck
 from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.difficulty import hardness
 from falcon_h1r.data.duplicates import signature
@@ -36,7 +37,8 @@ OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = (
     "unverifiable_gold",
     "unproved",
 )
-NOT_CORRECT = (UNVERIFIABLE_GOLD, UNPROVED, "undecided", "wrong", "second_check")
+SECOND_CHECK = "second_check"
+NOT_CORRECT = (UNVERIFIABLE_GOLD, UNPROVED, "undecided", "wrong", SECOND_CHECK)
 
 WITHOUT_ANSWER = (EMPTY_ANSWER, NO_BOX, NO_PROGRAM)
 REDEEMABLE = (UNVERIFIABLE_GOLD, "undecided")  # reduce.py keeps those of very hard problems, where asked to
@@ -80,7 +82,8 @@ class ChunkJudge:
         close: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.curate = config, config.curate
-        self._score, self._score_code, self._check_gold, self.close = score, score_code, check_gold, close
+        self._score, self._score_code, self._check_gold, self._close = score, score_code, check_gold, close
+        self._second: SecondCheck | None = None
         self._evaluation = EvaluationIndex.from_config(config.curate.decontamination)
         self._count_tokens = token_counter(config)
         self._golds: dict[str, bool] = {}
@@ -90,6 +93,12 @@ class ChunkJudge:
         # Where a problem is as hard as its traces find it, other teachers' traces are judged for that alone.
         self._teacher = None if teacher == BY_COVERAGE else teacher
         self._judge_others = weights.measured_by == "pass_rate" and weights.pass_rates == "traces"
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._second is not None:
+            self._second.close()
+        self._close()
 
     def judge_chunk(self, chunk: Chunk, files: ChunkFiles) -> tuple[int, int]:
         """Read and judge a chunk and write its facts; returns its numbers of traces and tokens.
@@ -128,12 +137,13 @@ class ChunkJudge:
         self._clock.enter("verifying")
         faults = [self._find_unprovable(trace, *fault) for trace, fault in zip(traces, faults, strict=True)]
         verdicts = self._verdicts(traces, [index for index, (reason, _) in enumerate(faults) if reason == KEPT])
+        objections = self._objections(traces, verdicts)
         self._clock.enter("signatures")
         judged = []
         for index, (trace, (reason, detail)) in enumerate(zip(traces, faults, strict=True)):
             verdict = verdicts.get(index)
             if verdict is not None:
-                reason, detail = self._reason_of(trace, verdict)
+                reason, detail = _reason_of(verdict, objections.get(index, ""))
             status = verdict.status if verdict is not None else "no_answer" if reason in WITHOUT_ANSWER else ""
             how_hard = hardness(trace.problem) if trace.problem.difficulty == "hard" else 0.0
             judged.append(Judged(reason, detail, status, how_hard, *tokens[index]))
@@ -191,18 +201,31 @@ class ChunkJudge:
                 chosen = [index for index in chosen if verdicts[index].stage in LOADED_STAGES]
         return verdicts
 
-    def _reason_of(self, trace: Trace, verdict: Verdict) -> tuple[str, str]:
-        if not verdict.correct:
-            return verdict.status, f"{verdict.stage}: {verdict.reason}"
-        if self.curate.filters.second_check == "given" and trace.given_verdict is False:
-            return "second_check", "the source calls it wrong"
-        return KEPT, ""
+    def _objections(self, traces: Sequence[Trace], verdicts: Mapping[int, Verdict]) -> dict[int, str]:
+        """What the second check has against traces that were found right."""
+        correct = [index for index, verdict in verdicts.items() if verdict.correct]
+        check = self.curate.filters.second_check
+        if check == "given":
+            return {index: "the source calls it wrong" for index in correct if traces[index].given_verdict is False}
+        if check == "llm" and correct:
+            self._clock.enter("second check")
+            if self._second is None:
+                self._second = SecondCheck(self.curate.second_check)
+            return dict(zip(correct, self._second.objections([traces[index] for index in correct]), strict=True))
+        return {}
 
     def _tokens(self, trace: Trace) -> tuple[int, int]:
-        turns = trace.turns or ()
-        prompt = [turn.content for turn in turns] if turns else [trace.problem.question]
+        turns = [text for turn in trace.turns for text in (turn.reasoning, turn.content)]
+        prompt = turns or [trace.problem.question]
         count = self._count_tokens
         return sum(count(text) for text in prompt), count(trace.reasoning) + count(trace.response)
+
+
+def _reason_of(verdict: Verdict, objection: str) -> tuple[str, str]:
+    """Reason and detail of a trace that was verified."""
+    if not verdict.correct:
+        return verdict.status, f"{verdict.stage}: {verdict.reason}"
+    return (SECOND_CHECK, objection) if objection else (KEPT, "")
 
 
 class StageClock:
