@@ -26,6 +26,7 @@ from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.jsonl import json_type, read_jsonl
 from falcon_h1r.types import (
     DIFFICULTIES,
+    LEFT_OUT_AT_DEFAULT,
     THINK_END,
     THINK_START,
     Difficulty,
@@ -210,7 +211,7 @@ def own_trace(row: Row) -> Trace:
 def _check_fields(row: Row, record: type[Problem] | type[Trace]) -> None:
     names = [field.name for field in fields(record)]
     for name in names:
-        if name != "tests":  # rows that were written before there were any
+        if name not in ("tests", *LEFT_OUT_AT_DEFAULT):
             _field(row, name)
     if unknown := [name for name in row if name not in names]:
         raise InputError(f"unknown field {unknown[0]!r}: not a row that curation writes")
