@@ -6,8 +6,8 @@
         grpo.selection.num_rollouts=8 grpo.selection.max_response_tokens=768
     python recipes/selection.py ... run_dir=runs/select resume=true      goes on where a kill left it
 
-Writes rl.jsonl (kept), dropped.jsonl (with the reason of each), pass_rates.jsonl (of every problem that was sampled) and
-summary.json, into a folder that is called `select` by default.
+Writes rl.jsonl (kept), dropped.jsonl (with the reason of each), pass_rates.jsonl (of every problem that was sampled)
+and summary.json. docs/selection.md has the rules.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def select(config: Config, folder: Path, world: World) -> Path:
         StopRequested: on every rank; the blocks of rollouts that were whole are kept.
     """
     from falcon_h1r.checkpoint.stopping import gather_unless_stopped
-    from falcon_h1r.grpo.selection.outcome import SUMMARY_FILE, one_line, write_selection
+    from falcon_h1r.grpo.selection.handover import SUMMARY_FILE
+    from falcon_h1r.grpo.selection.outcome import one_line, write_selection
     from falcon_h1r.grpo.selection.screening import screen_problems
     from falcon_h1r.verifier import Verifier
 
@@ -88,7 +89,7 @@ def measure(
     """
     from falcon_h1r.checkpoint import open_policy
     from falcon_h1r.data.tokenisation import encode_prompts
-    from falcon_h1r.grpo.selection.outcome import RATES_FILE
+    from falcon_h1r.grpo.selection.handover import RATES_FILE
     from falcon_h1r.grpo.selection.rates_file import PassRateFile
     from falcon_h1r.grpo.selection.sampling import measure_pass_rates
     from falcon_h1r.grpo.selection.screening import drop_long_prompts

@@ -13,6 +13,7 @@ from falcon_h1r.checkpoint.files import replace_text
 from falcon_h1r.config import GRPOConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.data.jsonl import write_jsonl
+from falcon_h1r.grpo.selection.handover import DROPPED_FILE, RATES_FILE, RL_FILE, SUMMARY_FILE
 from falcon_h1r.grpo.selection.rates_file import PassRateFile
 from falcon_h1r.grpo.selection.rules import (
     CONSISTENT_WRONG,
@@ -34,7 +35,6 @@ from falcon_h1r.grpo.selection.screening import (
 )
 from falcon_h1r.types import Problem, to_row
 
-RL_FILE, DROPPED_FILE, RATES_FILE, SUMMARY_FILE = "rl.jsonl", "dropped.jsonl", "pass_rates.jsonl", "summary.json"
 # In the order in which they are asked, with the name of what is left then.
 SCREENED = {
     OTHER_DOMAIN: "of the domains",

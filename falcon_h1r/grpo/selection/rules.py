@@ -8,7 +8,8 @@ The rule is the Falcon-H1R report's (section 3.1, arXiv 2601.02346), which gives
     0 right, f >= 4     drop: the model is consistent, so the gold is suspect
     0 right, f < 4      keep a small random subset
 
-f is how many rollouts agree on the commonest answer. The size of the subset, and what holds for another number of rollouts, are choices of our own.
+f is how many rollouts agree on the commonest answer. The size of the subset, and what holds for another number of
+rollouts, are choices of our own.
 """
 
 from __future__ import annotations
