@@ -82,6 +82,19 @@ def measure_pass_rates(
         )
         settings, size = sampling_settings(grpo, config.seed), problems_of_a_block(grpo, world.size)
         sample_blocks(problems[num_done:], prompts[num_done:], sampler, verifier, settings, rates, size, world)
+    if world.is_main and (tallies := list(rates.tallies().values())):
+        tracker.log(rate_metrics(tallies), step=0)
+
+
+def rate_metrics(tallies: Sequence[Tally]) -> dict[str, float]:
+    """Means over all problems, for the log."""
+    num_rollouts = sum(tally.num_rollouts for tally in tallies)
+    return {
+        "pass_rate_mean": sum(tally.num_correct for tally in tallies) / num_rollouts,
+        "truncated_share": sum(tally.num_truncated for tally in tallies) / num_rollouts,
+        "undecided_share": sum(tally.num_undecided for tally in tallies) / num_rollouts,
+        "response_tokens_mean": sum(tally.mean_response_tokens for tally in tallies) / len(tallies),
+    }
 
 
 def sample_blocks(
