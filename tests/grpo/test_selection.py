@@ -150,7 +150,7 @@ def test_a_tally_counts_what_is_neither_right_nor_wrong_and_lets_no_cut_rollout_
 
 def test_draws_are_uniform_and_belong_to_a_seed_and_a_problem() -> None:
     draws = [unit_draw(0, f"problem {number}") for number in range(4000)]
-    assert 0 <= min(draws) and max(draws) < 1
+    assert all(0 <= draw < 1 for draw in draws)
     assert sum(draw < 0.1 for draw in draws) == pytest.approx(400, abs=80)  # four standard deviations
     assert draws[0] == unit_draw(0, "problem 0") != unit_draw(1, "problem 0")
 
@@ -275,7 +275,9 @@ class ScriptedSampler:
             for sample in range(settings.num_samples):
                 text = f"<think>hm</think>\\boxed{{{'7' if sample < right else f'{8 + sample % 2}.0'}}}"
                 stop = "length" if sample + 1 == settings.num_samples else "stop"
-                rollouts.append(Rollout(prompt.problem_uid, sample, prompt.input_ids, [1, 2], [0.0, 0.0], stop, 0, text))
+                rollouts.append(
+                    Rollout(prompt.problem_uid, sample, prompt.input_ids, [1, 2], [0.0, 0.0], stop, 0, text)
+                )
         return rollouts
 
     def load_weights(self, policy: Any) -> None: ...
