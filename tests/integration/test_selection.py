@@ -101,6 +101,14 @@ def test_without_rollouts_no_model_is_needed(coins: Path, tmp_path: Path) -> Non
     assert len(rows(tmp_path / "select" / "rl.jsonl")) == 12
     assert {row["reason"] for row in rows(tmp_path / "select" / "dropped.jsonl")} == {"in_sft"}
     assert not (tmp_path / "select" / "pass_rates.jsonl").exists()
+    summary = json.loads((tmp_path / "select" / "summary.json").read_text())
+    assert summary["funnel"] == {
+        "problems": 32,
+        "of the domains": 32,
+        "distinct": 32,
+        "not in the SFT data": 12,
+        "selected": 12,
+    }
 
 
 def test_prompts_that_do_not_fit_are_dropped(coins: Path, tosser: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def check_selected(grpo: GRPOConfig) -> None:
             raise InputError(
                 f"{grpo.data.path}: problem {number} ({problem.uid}) has no pass_rate, which "
                 f"grpo.selection.num_rollouts={selection.num_rollouts} asks for: run {RECIPE} and name its {RL_FILE}, "
-                "or set it to 0"
+                "with grpo.data.curated=true, or set it to 0"
             )
     if selection.disjoint_from_sft and not _was_made_disjoint(Path(str(grpo.data.path))):
         raise InputError(

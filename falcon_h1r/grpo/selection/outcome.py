@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from falcon_h1r.checkpoint.files import replace_text
-from falcon_h1r.config import GRPOConfig
+from falcon_h1r.config import GRPOConfig, SelectionConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.grpo.selection.handover import DROPPED_FILE, RATES_FILE, RL_FILE, SUMMARY_FILE
@@ -86,9 +86,9 @@ def _summarise(
 ) -> dict[str, Any]:
     counts = Counter(drop.reason for drop in drops.values())
     funnel, left = {"problems": num_problems}, num_problems
-    for reason, name in SCREENED.items():
+    for reason in _asked(grpo.selection):
         left -= counts[reason]
-        funnel[name] = left
+        funnel[SCREENED[reason]] = left
     funnel["selected"] = num_problems - len(drops)
     summary: dict[str, Any] = {
         "funnel": funnel,
@@ -98,6 +98,16 @@ def _summarise(
         summary.update(_summarise_rollouts(list(tallies.values()), counts))
     settings = {**asdict(grpo.selection), "max_response_tokens": selection_limits(grpo).response_tokens}
     return {**summary, "settings": settings, "data": grpo.data.path}
+
+
+def _asked(selection: SelectionConfig) -> list[str]:
+    """The reasons without rollouts that a problem could have been dropped for."""
+    asked = {
+        IN_SFT: selection.disjoint_from_sft,
+        UNVERIFIABLE_GOLD: selection.drop_unverifiable or selection.num_rollouts > 0,
+        PROMPT_TOO_LONG: selection.num_rollouts > 0,
+    }
+    return [reason for reason in SCREENED if asked.get(reason, True)]
 
 
 def _summarise_rollouts(tallies: Sequence[Tally], counts: Mapping[str, int]) -> dict[str, Any]:
