@@ -21,7 +21,7 @@ import recipes.evaluate
 import recipes.grpo
 import recipes.selection
 import recipes.sft
-from falcon_h1r.config import Config
+from falcon_h1r.config import Config, SelectionConfig
 from falcon_h1r.config_checks import check_model_path, require
 from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
@@ -141,10 +141,9 @@ def check(config: Config) -> None:
     for stage in ("sft", "grpo"):
         check_training(config, stage)
     if config.curate.sources:  # traces of one's own come without problems for the other stages
-        if asks_for_selection(config.grpo.selection):
-            recipes.selection.check_candidates(config)
-        else:
-            recipes.grpo.check(config)
+        candidates = copy.deepcopy(config)
+        candidates.grpo.selection = SelectionConfig()  # they are selected on the way
+        recipes.grpo.check(candidates)
         require("evaluate.data.path", config.evaluate.data.path)
         check_benchmark(config.evaluate.data)
 

@@ -33,19 +33,14 @@ if TYPE_CHECKING:
 def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     selection = config.grpo.selection
-    check_candidates(config)
+    require("grpo.data.path", config.grpo.data.path)
+    check_problems(config.grpo.data)
     if selection.num_rollouts:
         require("model.path", config.model.path)
         check_model_path(config.model)
     if selection.disjoint_from_sft:
         require("sft.data.path", config.sft.data.path)
         list(islice(read_traces(config.sft.data), 1))  # all of it is read, and refused, while problems are screened
-
-
-def check_candidates(config: Config) -> None:
-    """The problems alone: of a pipeline, whose model and SFT data come later."""
-    require("grpo.data.path", config.grpo.data.path)
-    check_problems(config.grpo.data)
 
 
 def select(config: Config, folder: Path, world: World) -> Path:

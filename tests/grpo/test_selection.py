@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +318,7 @@ def test_a_run_that_was_cut_goes_on_from_its_last_whole_row(tmp_path: Path, cut_
     once, again = tmp_path / "once", tmp_path / "again"
     once.mkdir(), again.mkdir()
     whole = sampled(once, ScriptedSampler())
-    with pytest.raises(StopRequested):
+    with pytest.raises(StopRequested, match="stopped with 3 problems left to sample; resume=true"):
         sampled(again, ScriptedSampler(fail_after=2))
     path = again / "pass_rates.jsonl"
     path.write_bytes(path.read_bytes()[: -cut_bytes or None])
@@ -388,7 +388,7 @@ def test_the_files_say_what_was_kept_and_why_the_rest_was_not(tmp_path: Path) ->
 
 def test_a_small_share_of_the_unsolved_is_kept_whatever_else_is_there(tmp_path: Path) -> None:
     problems = [Problem(str(number), f"question {number}", "7") for number in range(400)]
-    rows = [{"uid": problem.uid, "pass_rate": 0.0, **vars_of(tallied(0))} for problem in problems]
+    rows = [{"uid": problem.uid, "pass_rate": 0.0, **asdict(tallied(0))} for problem in problems]
     (tmp_path / "pass_rates.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     grpo = GRPOConfig(selection=EIGHT)
     summary = write_selection(tmp_path, problems, {}, grpo, seed=3)
@@ -397,10 +397,6 @@ def test_a_small_share_of_the_unsolved_is_kept_whatever_else_is_there(tmp_path: 
     assert 20 < kept.count(b"\n") < 60
     write_selection(tmp_path, problems[:200], {}, grpo, seed=3)
     assert kept.startswith((tmp_path / "rl.jsonl").read_bytes())
-
-
-def vars_of(tally: Tally) -> dict[str, Any]:
-    return {name: getattr(tally, name) for name in Tally.__slots__}
 
 
 def own_problems(folder: Path, *pass_rates: float | None) -> GRPOConfig:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from falcon_h1r.checkpoint.stopping import gather_unless_stopped
 from falcon_h1r.config import GRPOConfig
 from falcon_h1r.config_selection import selection_limits
-from falcon_h1r.distributed.watch import Watch
+from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.groups import await_verdicts
 from falcon_h1r.grpo.selection.rates_file import PassRateFile, rate_row
@@ -120,7 +120,11 @@ def sample_blocks(
         stretch = slice(start, start + block_size)
         block = list(zip(problems[stretch], prompts[stretch], strict=True))
         work = partial(tally_problems, world.share(block), sampler, verifier, settings, world.watch)
-        by_rank = gather_unless_stopped(world, work)
+        try:
+            by_rank = gather_unless_stopped(world, work)
+        except StopRequested:
+            left = len(problems) - start
+            raise StopRequested(f"stopped with {left:,} problems left to sample; resume=true goes on there") from None
         if world.is_main:
             rates.append(
                 rate_row(problem.uid, by_rank[i % world.size][i // world.size]) for i, (problem, _) in enumerate(block)
