@@ -307,9 +307,8 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     A setting that is silently ignored computes something else than was asked for.
     """
     found: list[str] = []
-    if stage in ("curate", "pipeline"):
-        if config.curate.filters.second_check not in (None, "given"):
-            found.append(f"curate.filters.second_check={config.curate.filters.second_check}")
+    if stage in ("curate", "pipeline") and config.curate.filters.second_check not in (None, "given"):
+        found.append(f"curate.filters.second_check={config.curate.filters.second_check}")
     if stage in ("sft", "pipeline"):
         found += _differing("sft.conversations", config.sft.conversations, multi_turn=False)
     if stage in ("grpo", "select", "pipeline"):

@@ -33,6 +33,9 @@ def check_curate(curate: CurateConfig) -> None:
     _check_duplicates(curate.duplicates)
     _check_mix(curate.mix)
     _check_work(curate.work)
+    hub = [name for name, source in curate.sources.items() if source.format == "hub"]
+    if hub and curate.work.spool is None and (curate.work.shard is not None or curate.work.merge is not None):
+        raise InputError(f"curate.work.spool is not set: the shards have to share what they read of {hub[0]}")
 
 
 def _check_weights(weights: DifficultyWeightsConfig) -> None:
@@ -72,7 +75,9 @@ def _check_duplicates(duplicates: DuplicatesConfig) -> None:
     at_least(f"{key}.shingle_words", duplicates.shingle_words, 1)
     at_least(f"{key}.num_bands", duplicates.num_bands, 1)
     if duplicates.num_hashes % duplicates.num_bands:
-        raise InputError(f"{key}.num_hashes={duplicates.num_hashes}: not a multiple of num_bands={duplicates.num_bands}")
+        raise InputError(
+            f"{key}.num_hashes={duplicates.num_hashes}: not a multiple of num_bands={duplicates.num_bands}"
+        )
 
 
 def _check_mix(mix: MixConfig) -> None:

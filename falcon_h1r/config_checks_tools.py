@@ -6,6 +6,7 @@ from falcon_h1r.config_rules import at_least, one_of, share
 from falcon_h1r.config_tools import BenchmarkSuiteConfig, DoctorConfig, PlanConfig
 from falcon_h1r.types import InputError
 
+BENCHMARK_KINDS = ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "curation")
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 DOCTOR_CHECKS = (
@@ -15,7 +16,7 @@ DOCTOR_CHECKS = (
 
 
 def check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint"))
+    one_of("benchmark.kind", benchmark.kind, BENCHMARK_KINDS)
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),

@@ -56,6 +56,7 @@ class TraceFiltersConfig:
     require_compiling_code: bool = False  # code with a syntax error, or not in the language asked for
     require_reliable_tools: bool = False  # tool calls whose outputs cannot be trusted
     scripts: list[str] = field(default_factory=list)  # of the text's letters: latin, cyrillic, han, ...; empty: any
+    max_other_scripts: float = 0.1  # share of the letters of question, reasoning or response that may be of others
     max_prompt_tokens: Optional[int] = None
     max_response_tokens: Optional[int] = None  # reasoning included
     second_check: Optional[str] = None  # what else has to call a trace correct: given (the rows' own verdict), or llm
@@ -79,8 +80,8 @@ class DuplicatesConfig:
     of: Optional[str] = None  # trace: question, reasoning and response; question: one problem of several; null: off
     threshold: float = 0.8  # Jaccard similarity of their shingles, from which two are the same
     shingle_words: int = 5
-    num_hashes: int = 128
-    num_bands: int = 16
+    num_hashes: int = 120
+    num_bands: int = 20  # of as many hashes each; a pair of similarity s is compared with P = 1 - (1 - s^6)^20
 
 
 @dataclass
@@ -102,6 +103,7 @@ class WorkConfig:
     num_shards: int = 1  # jobs of a slurm array
     shard: Optional[int] = None  # which of them this is, from 0; it leaves chunks for the one that merges
     merge: Optional[str] = None  # run folders of the shards, a pattern with *
+    spool: Optional[str] = None  # where hub datasets are kept as they are read; null: in the run's folder
 
 
 @dataclass

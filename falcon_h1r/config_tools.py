@@ -24,7 +24,7 @@ class DoctorConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: pooled runs; model, verifier, distributed, plan, checkpoint: measured
+    kind: str = "quickstart"  # quickstart: pooled runs; the others are measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
 
@@ -37,6 +37,10 @@ class BenchmarkSuiteConfig:
     peer_python: Optional[str] = None  # an interpreter that has Math-Verify; null: it is not measured
     grpo_problems: int = 1250  # of the batch as GRPO scores it
     grpo_rollouts: int = 8
+
+    # Of curation.
+    curation_rows: list[int] = field(default_factory=lambda: [50_000, 200_000])  # sizes of the corpus
+    curation_workers: int = 2  # curate.work.num_workers
 
     # Of checkpoint; model.architecture with random weights, `repeats` rounds.
     checkpoint_steps: int = 12  # between two saves

@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     *("run_dir", "resume", "dry_run", "dry_run_steps", "launch", "tracking", "checkpoint", "supervision"),
     *("engine.name", "engine.zero_stage", "engine.zero_json", "engine.optimizer_offload"),
     *("engine.sequence_parallel", "engine.activation_checkpointing", "engine.activation_offload"),
+    "curate.work.num_workers",
 )
 # Of a stage of a pipeline, whose settings and lock are in the folder above, or of a run that has lost its settings.
 TRACES_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")

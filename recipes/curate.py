@@ -2,7 +2,7 @@
 
     python recipes/curate.py experiment=quickstart
     python recipes/curate.py data/source=gsm8k curate.sources.gsm8k.path=train.jsonl
-    python recipes/curate.py data/source=[openr1_math,safety] curate.sources.openr1_math.path=... curate.work.num_workers=32
+    python recipes/curate.py data/source=[openr1_math,safety] curate.sources.openr1_math.path=... ...
     python recipes/curate.py ... run_dir=runs/mix resume=true            goes on where a kill left it
     python recipes/curate.py ... curate.work.num_shards=16 curate.work.shard=3 run_dir=runs/mix-03
     python recipes/curate.py ... curate.work.merge='runs/mix-*' run_dir=runs/mix
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.sources import check_head
 from falcon_h1r.entry import run_recipe
 
 if TYPE_CHECKING:
@@ -28,14 +27,12 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """What the user may have got wrong, found before any work: each source is opened, and its head is read."""
-    from falcon_h1r.data.decontamination import EvaluationIndex
+    from falcon_h1r.data.curation.check import check_sources
     from falcon_h1r.data.synthetic import check_synthetic
 
     if not config.curate.sources:
         check_synthetic(config.curate)
-    for name, source in config.curate.sources.items():
-        check_head(name, source, config.curate)
-    EvaluationIndex.from_config(config.curate.decontamination)
+    check_sources(config.curate)
 
 
 def curate(config: Config, folder: Path, world: World) -> Path:

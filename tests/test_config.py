@@ -320,7 +320,7 @@ def test_the_report_is_told_in_the_7b_preset() -> None:
     assert config.launch.num_nodes * config.launch.num_processes == 256
     assert config.engine.sequence_parallel == 2
     assert config.curate.traces_per_problem == 12
-    assert sum(config.curate.domain_samples.values()) == sft.data.expected_samples == 3_110_000
+    assert sum(config.curate.mix.domain_samples.values()) == sft.data.expected_samples == 3_110_000
     assert sft.data.expected_tokens == round((17.1 + 9 + 2.1 + 1.9) * 1e9)
     assert (sft.batch_sequences, sft.num_epochs, sft.limits.row_tokens) == (512, 3, 36 * 1024)
     assert sft.limits.prompt_tokens + sft.limits.response_tokens == 36 * 1024

@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "config"),
     ("data.packing",),
     ("model", "distributed"),
-    ("data", "rollout", "verifier", "checkpoint", "tracking", "progress", "training_run"),
+    ("data", "rollout", "verifier", "checkpoint", "tracking", "progress", "page", "training_run"),
     ("scaling",),
     ("sft", "grpo", "evaluation", "export", "benchmark"),
     ("entry", "dry_run", "planning", "doctor"),

@@ -2,48 +2,130 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from falcon_h1r.types import InputError
 
+READ_ERRORS = (OSError, EOFError, zlib.error)  # of files, gzipped ones included
+RAW_CHARACTERS = 2000  # shown of a row that cannot be read
+_BLOCK = 1 << 20
+_HEAD = 4096  # in which a binary file shows itself
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row, or a whole file, cannot be read, and what of it was seen."""
+
+    reason: str
+    raw: str = ""
+
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row) of each line that is not blank, one at a time.
+    """Yield (line number, row) of each line that is not blank, one at a time. A name in .gz is read through gzip.
 
     Raises:
         InputError: for a missing, unreadable or empty file, and for a line that is no JSON object.
     """
+    for number, row in jsonl_rows(path):
+        if isinstance(row, Fault):
+            raise InputError(f"{path}, line {number}: {row.reason}" if number else f"{path}: {row.reason}")
+        yield number, row
+
+
+def jsonl_rows(
+    path: str | Path, start: int = 0, end: int | None = None, first_line: int = 1, max_row_bytes: int | None = None
+) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    """Yield (line number, row or what is wrong with it) of each line that is not blank; raises nothing for a file.
+
+    Args:
+        start, end: bytes, of the text a .gz holds; `start` is the start of line `first_line`.
+        max_row_bytes: a longer line is passed over without being held in memory.
+
+    Line number 0 is the file itself: unreadable, binary, or without rows.
+    """
     num_rows = 0
     try:
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with open_jsonl(path) as file:
+            if start == 0 and b"\0" in file.read(_HEAD):
+                yield 0, Fault("not UTF-8 text but a binary file")
+                return
+            file.seek(start)
+            position, number = start, first_line
+            while (end is None or position < end) and (found := _read_line(file, max_row_bytes)):
+                line, length = found
+                position += length
                 if line.strip():
                     num_rows += 1
-                    yield number, _parse_row(line, f"{path}, line {number}")
+                    yield number, _row_or_fault(line, length, max_row_bytes)
+                number += 1
+            while end == 0 and file.read(_BLOCK):  # planned as unreadable: find out why
+                pass
+            holds_none = num_rows == 0 and start == 0 and not file.read(1)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if num_rows == 0:
-        raise InputError(f"{path}: holds no rows")
+        yield 0, Fault("no such file")
+        return
+    except READ_ERRORS as error:
+        yield 0, Fault(f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        return
+    if holds_none:
+        yield 0, Fault("holds no rows")
 
 
-def _parse_row(line: bytes, where: str) -> dict[str, Any]:
+def open_jsonl(path: str | Path) -> IO[bytes]:
+    """The bytes of a JSONL file, unpacked if its name ends in .gz."""
+    return cast(IO[bytes], gzip.open(path, "rb")) if str(path).endswith(".gz") else open(path, "rb")
+
+
+def _read_line(file: IO[bytes], max_bytes: int | None) -> tuple[bytes, int] | None:
+    """The next line, or the beginning of one beyond `max_bytes`, and the length of all of it; None at the end."""
+    line = file.readline(-1 if max_bytes is None else max_bytes + 2)  # with its line end, which may have two bytes
+    length = len(line)
+    if max_bytes is not None and length == max_bytes + 2 and not line.endswith(b"\n"):
+        while rest := file.readline(_BLOCK):
+            length += len(rest)
+            if rest.endswith(b"\n"):
+                break
+    return (line, length) if line else None
+
+
+def _row_or_fault(line: bytes, length: int, max_bytes: int | None) -> dict[str, Any] | Fault:
+    if max_bytes is not None and max(length - 2, len(line.rstrip(b"\r\n"))) > max_bytes:
+        return Fault(f"longer than {max_bytes:,} bytes", raw_text(line))
+    try:
+        return parse_row(line)
+    except InputError as error:
+        return Fault(str(error), raw_text(line))
+
+
+def raw_text(line: bytes) -> str:
+    """The beginning of a line, whatever it holds."""
+    return line[: 4 * RAW_CHARACTERS].decode("utf-8", errors="replace").rstrip("\r\n")[:RAW_CHARACTERS]
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        InputError: saying what the line is instead.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8 text") from None
+        raise InputError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno})") from None
+        raise InputError(f"not JSON ({error.msg}, column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
-        raise InputError(f"{where}: not JSON that can be read ({str(error).split(';')[0]})") from None
+        raise InputError(f"not JSON that can be read ({str(error).split(';')[0]})") from None
     if not isinstance(row, dict):
-        raise InputError(f"{where}: has to be a JSON object, not {json_type(row)}")
+        raise InputError(f"has to be a JSON object, not {json_type(row)}")
     return row
 
 

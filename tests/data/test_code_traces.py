@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_data import CurateConfig
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.curation import curate_traces
+from falcon_h1r.data.curation import judge as judging
+from falcon_h1r.data.curation.corpus import curate_corpus
+from falcon_h1r.data.curation.judge import ChunkJudge
 from falcon_h1r.data.jsonl import read_jsonl, write_jsonl
 from falcon_h1r.data.sources import load_problems, load_traces
+from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.types import InputError, Problem, Trace, Verdict, problem_from_row, to_row
 from falcon_h1r.verifier.code import service as code_service
 from falcon_h1r.verifier.workers.sandbox import SandboxSupport, sandbox_support
-from recipes import curate as recipe
 
 TESTS = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
 RIGHT = "```python\nprint(2 * int(input()))\n```"
@@ -35,11 +36,6 @@ def source(tmp_path: Path, *rows: Any, **fields: Any) -> SourceConfig:
 
 def code_row(solution: str, tests: Any = TESTS, **rest: Any) -> dict[str, Any]:
     return {"question": "Double it.", "solution": solution, "tests": tests, **rest}
-
-
-def never(predictions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
-    assert not predictions, "judged by the wrong verifier"
-    return []
 
 
 # -----------------------------------------------------------------------------
@@ -104,26 +100,25 @@ def test_code_goes_to_the_code_verifier_and_maths_to_the_other_one() -> None:
         assert list(tests) == [json.dumps(TESTS)] * 2
         return [Verdict("correct" if response == RIGHT else "wrong", "test", "test 1 of 2") for response in responses]
 
-    curated = curate_traces(traces, CurateConfig(), score, score_code)
-    assert curated.kept == traces[:2]
-    assert [(one.reason, one.detail) for one in curated.dropped] == [("wrong", "test: test 1 of 2"), ("no_program", "")]
-    assert curated.summary()["funnel"] == {"traces": 4, "of_the_teacher": 4, "complete": 3, "correct": 2, "kept": 2}
+    judged = ChunkJudge(Config(), score, score_code, lambda gold: True).judge(traces)
+    assert [(one.reason, one.detail) for one in judged] == [
+        ("", ""),
+        ("", ""),
+        ("wrong", "test: test 1 of 2"),
+        ("no_program", ""),
+    ]
 
 
-def test_code_without_a_code_verifier_is_an_error_and_not_a_verdict() -> None:
-    with pytest.raises(ValueError, match="score_code"):
-        curate_traces([code_trace(RIGHT)], CurateConfig(), never)
-
-
-def config_of(tmp_path: Path, *rows: Any) -> Config:
+def curate(tmp_path: Path, *rows: Any) -> Path:
     config = Config()
-    config.curate.source = source(tmp_path, *rows)
+    config.curate.sources = {"rows": source(tmp_path, *rows)}
     config.verifier.code.cpu_seconds = 2.0
-    return config
+    curate_corpus(config, tmp_path / "out", lambda total, what: ProgressReporter(total, what, "chunks"))
+    return tmp_path / "out"
 
 
 @NEEDS_SANDBOX
-def test_the_recipe_judges_programs_by_their_tests(tmp_path: Path) -> None:
+def test_curation_judges_programs_by_their_tests(tmp_path: Path) -> None:
     rows = [
         code_row(f"thinking</think>\n{RIGHT}"),
         code_row("thinking</think>\n```python\nprint(2)\n```"),
@@ -132,9 +127,9 @@ def test_the_recipe_judges_programs_by_their_tests(tmp_path: Path) -> None:
         code_row("1+1=2", None, answer="2"),
         code_row(r"1+1=3, so \boxed{3}", None, answer="2"),
     ]
-    recipe._curate(config_of(tmp_path, *rows), tmp_path / "out")
-    kept = [row["problem"]["domain"] for _, row in read_jsonl(tmp_path / "out" / "traces.jsonl")]
-    dropped = [(row["reason"], row["detail"]) for _, row in read_jsonl(tmp_path / "out" / "dropped.jsonl")]
+    out = curate(tmp_path, *rows)
+    kept = [row["problem"]["domain"] for _, row in read_jsonl(out / "traces.jsonl")]
+    dropped = [(row["reason"], row["detail"]) for _, row in read_jsonl(out / "dropped.jsonl")]
     assert kept == ["code", "math"]
     assert dropped == [
         ("wrong", "test: test 2 of 2: line 1 is '2', not '4'"),
@@ -142,20 +137,20 @@ def test_the_recipe_judges_programs_by_their_tests(tmp_path: Path) -> None:
         ("no_program", ""),
         ("wrong", "number: not equal"),
     ]
-    (code, _) = load_traces(SourceConfig(path=str(tmp_path / "out" / "traces.jsonl"), curated=True))
+    (code, _) = load_traces(SourceConfig(path=str(out / "traces.jsonl"), curated=True))
     assert json.loads(code.problem.tests or "") == TESTS
 
 
 def test_without_programs_no_sandbox_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "_code_verifier", lambda config: pytest.fail("a sandbox was asked for"))
-    recipe._curate(config_of(tmp_path, code_row("1+1=2", None, answer="2")), tmp_path / "out")
-    assert len(list(read_jsonl(tmp_path / "out" / "traces.jsonl"))) == 1
+    monkeypatch.setattr(judging, "_code_verifier", lambda config: pytest.fail("a sandbox was asked for"))
+    out = curate(tmp_path, code_row("1+1=2", None, answer="2"))
+    assert len(list(read_jsonl(out / "traces.jsonl"))) == 1
 
 
 def test_a_machine_without_a_sandbox_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_service, "sandbox_support", lambda: SandboxSupport("x86_64", True, 0))
     with pytest.raises(InputError, match=r"verifier\.code: programs cannot be confined here: no Landlock.*sandbox_url"):
-        recipe._curate(config_of(tmp_path, code_row(RIGHT)), tmp_path / "out")
+        curate(tmp_path, code_row(RIGHT))
 
 
 def test_the_maths_verifier_stays_light() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_json_beyond_what_python_reads_is_an_input_error_too(tmp_path: Path, lin
     path.write_text(line)
     with pytest.raises(InputError, match=r"line 1: not JSON"):
         list(read_jsonl(path))
+
+
+def test_what_gzip_packed_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"a": }\n'))
+    rows = read_jsonl(path)
+    assert next(rows) == (1, {"a": 1})
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz, line 2: not JSON"):
+        next(rows)
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:

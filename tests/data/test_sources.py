@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from falcon_h1r.config import Config
+from falcon_h1r.config_errors import refuse_unknown_keys
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.data.problems import generate_problems
 from falcon_h1r.data.sources import check_problems, check_traces, load_problems, load_traces, read_problems
 from falcon_h1r.data.teachers import TerseTeacher, write_traces
-from falcon_h1r.types import InputError, Problem, Trace, content_hash, to_row
+from falcon_h1r.types import InputError, Problem, Trace, Turn, content_hash, to_row
 
 GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k_train.jsonl"
 OWN = {"question": "1+1?", "answer": "2"}
@@ -162,7 +167,7 @@ def test_a_row_that_is_no_trace_is_told_with_its_line(tmp_path: Path, row: Any, 
 def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path) -> None:
     assert complaint(check_traces, source(tmp_path, OWN)).startswith("no reasoning to learn from")
     assert complaint(check_problems, source(tmp_path, OWN, limit=0)) == "limit=0 has to be at least 1"
-    assert complaint(check_problems, SourceConfig()).endswith("a JSONL file has to be named")
+    assert complaint(check_problems, SourceConfig()) == "path: a file, a folder or a dataset has to be named"
     config = source(tmp_path, OWN, reasoning_field="cot", strip_pattern="<<[")
     assert "strip_pattern=<<[: not a regular expression (unterminated character set" in complaint(check_traces, config)
 
@@ -243,3 +248,101 @@ def test_gsm8k_reads_whole_with_numeric_answers() -> None:
     assert all(re.fullmatch(r"-?[\d,]+(\.\d+)?", trace.problem.answer) for trace in traces)
     assert not any("<<" in trace.reasoning or "####" in trace.reasoning for trace in traces)
     assert all(trace.reasoning for trace in traces)
+
+
+def test_several_traces_of_a_row_and_the_verdicts_that_come_with_them(tmp_path: Path) -> None:
+    row = {**OWN, "gens": ["a</think>\\boxed{2}", "b</think>\\boxed{3}"], "right": [1, None]}
+    config = source(tmp_path, row, generations_field="gens", verdict_field="right", teacher="r1")
+    problem = Problem(content_hash("1+1?"), "1+1?", "2")
+    assert load_traces(config) == [
+        Trace(problem, "r1", "a", r"\boxed{2}", given_verdict=True),
+        Trace(problem, "r1", "b", r"\boxed{3}", given_verdict=None),
+    ]
+    assert load_problems(config) == [problem]
+
+
+RICH_TRACE = Trace(
+    Problem("u", "1+1?", "", domain="other", verifiable=False, pass_rate=0.5, language="c++"),
+    "t",
+    "",
+    "2",
+    turns=(Turn("system", "Add."), Turn("assistant", "Yes.", "hm"), Turn("user", "1+1?")),
+    origin="s:f:1#2",
+    given_verdict=False,
+)
+
+
+def test_what_newer_fields_say_is_read_back(tmp_path: Path) -> None:
+    assert load_traces(source(tmp_path, to_row(RICH_TRACE), curated=True)) == [RICH_TRACE]
+    assert load_problems(source(tmp_path, to_row(RICH_TRACE.problem), curated=True)) == [RICH_TRACE.problem]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"origin": 3}, "field 'origin' has to be text, not a number"),
+        ({"given_verdict": "yes"}, "field 'given_verdict' has to be true or false, not text"),
+        ({"given_verdict": 1}, "field 'given_verdict' has to be true or false, not a number"),
+        ({"turns": "x"}, "field 'turns' has to be a list, not text"),
+        ({"turns": ["x"]}, "turn 1 has to be an object, not text"),
+        ({"turns": [{"role": "user"}]}, "turn 1: no field 'content' (it has: role)"),
+        (
+            {"turns": [{"role": "user", "content": 3, "reasoning": ""}]},
+            "turn 1: field 'content' has to be text, not a number",
+        ),
+        (
+            {"turns": [{"role": "user", "content": "", "reasoning": "", "x": ""}]},
+            "turn 1: unknown field 'x': not a row that curation writes",
+        ),
+        ({"problem": {**OWN_PROBLEM, "language": 3}}, "field 'language' has to be text, not a number"),
+        ({"problem": {**OWN_PROBLEM, "pass_rate": "1"}}, "field 'pass_rate' has to be a number, not text"),
+        ({"problem": {**OWN_PROBLEM, "pass_rate": 1.5}}, "field 'pass_rate' has to be a share from 0 to 1, not 1.5"),
+        ({"problem": {**OWN_PROBLEM, "verifiable": None}}, "field 'verifiable' has to be true or false, not null"),
+    ],
+)
+def test_newer_fields_are_checked(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    config = source(tmp_path, {**OWN_TRACE, **fields}, curated=True)
+    assert complaint(check_traces, config) == f"line 1: {message}"
+
+
+# -----------------------------------------------------------------------------
+# Presets on the command line
+
+
+def composed(*overrides: str) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(Path(__file__).resolve().parents[2] / "configs"), version_base="1.3"):
+        tree = compose("config", overrides=list(overrides))
+    refuse_unknown_keys(tree)
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    return config
+
+
+def test_presets_are_picked_by_name_and_keep_their_order() -> None:
+    assert composed().curate.sources == {}
+    config = composed("data/source=[openr1_math,gsm8k]", "curate.sources.gsm8k.path=train.jsonl", "data=gsm8k")
+    assert list(config.curate.sources) == ["openr1_math", "gsm8k"]
+    assert config.curate.sources["openr1_math"].generations_field == "generations"
+    assert config.curate.sources["gsm8k"].path == "train.jsonl"
+    assert config.sft.data.answer_after == "####"
+
+
+def test_a_preset_may_have_another_name_or_place() -> None:
+    config = composed(
+        "data/source=chat",
+        "+data/source@curate.sources.second=chat",
+        "curate.sources.second.path=more.jsonl",
+        "+data/source@sft.data=numina",
+        "+data/source@curate.decontamination.sets.gsm8k=gsm8k",
+    )
+    assert [(name, source.path) for name, source in config.curate.sources.items()] == [
+        ("chat", None), ("second", "more.jsonl"),
+    ]  # fmt: skip
+    assert config.sft.data.reasoning_field == "solution"
+    assert config.curate.decontamination.sets["gsm8k"].answer_after == "####"
+
+
+def test_a_source_may_be_written_on_the_command_line() -> None:
+    config = composed("+curate.sources={mine: {path: mine.jsonl, reasoning_field: cot}}")
+    assert config.curate.sources == {"mine": SourceConfig(path="mine.jsonl", reasoning_field="cot")}

@@ -79,7 +79,8 @@ def test_a_broken_row_is_named_by_its_number(broken: str, expected: str, tmp_pat
 
 
 def test_a_pipeline_on_ones_own_traces_asks_for_problems_too(traces: Path, tmp_path: Path) -> None:
-    options = [f"curate.source.path={traces}", "curate.source.reasoning_field=reasoning", f"run_dir={tmp_path / 'run'}"]
+    source = f"+curate.sources={{own:{{path:{traces},reasoning_field:reasoning}}}}"
+    options = [source, f"run_dir={tmp_path / 'run'}"]
     result = recipe("pipeline", *options)
     assert result.returncode == 2
     assert result.stderr.strip() == "error: grpo.data.path is not set: this recipe needs it"

@@ -68,29 +68,30 @@ def curate_corpus(config: Config, folder: Path, report: Reporter, check: Check =
 
 def _plan(config: Config, work: Path) -> list[Chunk]:
     """The table of chunks, written down once: what was judged by it is only good for the same files."""
-    path = work / "plan.json"
+    path, spool = work / "plan.json", Path(config.curate.work.spool or work / "spool")
     chunk_bytes = int(config.curate.work.chunk_megabytes * 1e6)
     if path.is_file():
         plan = json.loads(path.read_bytes())
-        changed = [name for name, stamp in plan["files"].items() if stamp != _stamp(name)]
+        changed = [name for name, stamp in plan["files"].items() if stamp != _stamp(name, spool)]
         if changed:
             raise InputError(f"{changed[0]}: has changed since curation began; start anew in another folder")
         return [Chunk(**chunk) for chunk in plan["chunks"]]
-    chunks = plan_chunks(config.curate.sources, chunk_bytes, work / "spool")
+    chunks = plan_chunks(config.curate.sources, chunk_bytes, spool)
     files = dict.fromkeys(chunk.path for chunk in chunks)
-    plan = {"chunks": [asdict(chunk) for chunk in chunks], "files": {name: _stamp(name) for name in files}}
+    plan = {"chunks": [asdict(chunk) for chunk in chunks], "files": {name: _stamp(name, spool) for name in files}}
     with new_file(path) as file:
         file.write(json.dumps(plan).encode())
     return chunks
 
 
-def _stamp(path: str) -> list[int] | None:
-    """Size and time of a file's last change."""
+def _stamp(path: str, spool: Path) -> list[int] | None:
+    """Size and time of a file's last change: of spooled files the size, for jobs that read at the same time replace
+    each other's parts by equal ones."""
     try:
         status = Path(path).stat()
     except OSError:
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size] if Path(path).is_relative_to(spool) else [status.st_size, status.st_mtime_ns]
 
 
 # -----------------------------------------------------------------------------
@@ -176,12 +177,12 @@ def _publish(
     concatenate([one.dropped for one in files], folder / DROPPED)
     notes = [one.read_notes() for one in judged]
     rendered = [one.read() for one in files]
-    summary = summarise(corpus, reduced, notes, config.curate)
+    summary = summarise(corpus, reduced, notes, config)
     _write_json(folder / EXAMPLES, _first_examples(rendered))
     disagreements = [row for one in rendered for row in one.disagreements]
     if disagreements:
         with new_file(folder / DISAGREEMENTS) as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in disagreements).encode())
+            file.write("".join(json.dumps(row) + "\n" for row in disagreements).encode())
     _write_json(folder / THROUGHPUT, throughput(notes, corpus))
     _write_json(folder / SUMMARY, summary)
     shutil.rmtree(folder / WORK)
@@ -200,5 +201,3 @@ def _first_examples(rendered: Sequence[Rendered], most: int = 3) -> dict[str, li
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with new_file(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
-
-

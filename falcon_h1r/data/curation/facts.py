@@ -18,14 +18,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from falcon_h1r.types import DIFFICULTIES, InputError, Trace, Verdict, content_hash
+from falcon_h1r.types import DIFFICULTIES, InputError, Trace, content_hash
 
-NAMED = ("teacher", "domain", "family", "reason")  # columns that are places in a list of names
+NAMED = ("source", "teacher", "domain", "family", "reason")  # columns that are places in a list of names
 KEPT = ""  # the reason of a trace that nothing speaks against
 
 FACTS = np.dtype(
     [
         ("problem", "u8"),  # hash of its uid
+        ("source", "i4"),
         ("teacher", "i4"),
         ("domain", "i4"),
         ("family", "i4"),
@@ -41,8 +42,9 @@ FACTS = np.dtype(
         ("response_tokens", "i4"),
     ]
 )
-VERDICTS = ("", "correct", "wrong", "undecided", "unverifiable_gold")
-NOT_JUDGED, CORRECT, WRONG, UNDECIDED, UNVERIFIABLE = range(len(VERDICTS))
+VERDICTS = ("", "correct", "wrong", "undecided", "unverifiable_gold", "no_answer")
+NOT_JUDGED, CORRECT, WRONG, UNDECIDED, UNVERIFIABLE, NO_ANSWER = range(len(VERDICTS))
+ANSWERED = (CORRECT, WRONG, UNDECIDED, NO_ANSWER)  # of these traces it is known whether they solve their problem
 
 Facts = NDArray[Any]  # of dtype FACTS
 
@@ -63,56 +65,61 @@ class ChunkNotes:
 
     names: dict[str, list[str]] = field(default_factory=lambda: {column: [] for column in NAMED})
     details: dict[str, str] = field(default_factory=dict)  # why a trace was dropped, by place in the chunk
-    unreadable: list[dict[str, str]] = field(default_factory=list)  # rows: where, reason, raw
+    num_unreadable: int = 0  # rows
     unverifiable_golds: list[str] = field(default_factory=list)
     disagreements: list[int] = field(default_factory=list)  # places whose verdict is not the source's
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was found out about a trace."""
+
+    reason: str  # why it is dropped; KEPT
+    detail: str  # in the words of what found it
+    verdict: str  # one of VERDICTS, the first where it was not verified
+    hardness: float
+    prompt_tokens: int
+    response_tokens: int
+
+
 class FactsWriter:
     """Facts of one chunk, gathered trace by trace."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self._source = source
         self.notes = ChunkNotes()
         self.origins: list[str] = []
         self._places: dict[str, dict[str, int]] = {column: {} for column in NAMED}
         self._rows: list[tuple[Any, ...]] = []
 
-    def add(
-        self,
-        trace: Trace,
-        reason: str,
-        detail: str,
-        verdict: Verdict | None,
-        hardness: float,
-        tokens: tuple[int, int],
-    ) -> None:
-        problem = trace.problem
+    def add(self, trace: Trace, judged: Judged) -> None:
+        problem, verdict = trace.problem, VERDICTS.index(judged.verdict)
         difficulty = -1 if problem.difficulty is None else DIFFICULTIES.index(problem.difficulty)
         self.origins.append(trace.origin)
-        if detail:
-            self.notes.details[str(len(self._rows))] = detail
+        if judged.detail:
+            self.notes.details[str(len(self._rows))] = judged.detail
+        if trace.given_verdict is not None and verdict in ANSWERED and (verdict == CORRECT) != trace.given_verdict:
+            self.notes.disagreements.append(len(self._rows))
         self._rows.append(
             (
                 problem_key(problem.uid),
+                self._place("source", self._source),
                 self._place("teacher", trace.teacher),
                 self._place("domain", problem.domain),
                 self._place("family", problem.family),
-                self._place("reason", reason),
+                self._place("reason", judged.reason),
                 difficulty,
-                NOT_JUDGED if verdict is None else VERDICTS.index(verdict.status),
+                verdict,
                 -1 if trace.given_verdict is None else int(trace.given_verdict),
                 problem.verifiable,
-                hardness,
+                judged.hardness,
                 np.nan if problem.pass_rate is None else problem.pass_rate,
                 trace.weight,
-                *tokens,
+                judged.prompt_tokens,
+                judged.response_tokens,
             )
         )
-
-    @property
-    def num_traces(self) -> int:
-        return len(self._rows)
 
     @property
     def facts(self) -> Facts:
@@ -211,7 +218,7 @@ class CorpusFacts:
 
 
 def load_corpus(files: Sequence[ChunkFiles]) -> CorpusFacts:
-    """Read and join; 52 bytes a trace."""
+    """Read and join: 56 bytes a trace."""
     notes = [chunk.read_notes() for chunk in files]
     names = {column: sorted({name for note in notes for name in note.names[column]}) for column in NAMED}
     parts: list[Facts] = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 from falcon_h1r.config import Config
 from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
-from falcon_h1r.data.curation.facts import KEPT, ChunkFiles, FactsWriter
+from falcon_h1r.data.curation.facts import KEPT, ChunkFiles, FactsWriter, Judged
 from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.difficulty import hardness
 from falcon_h1r.data.duplicates import signature
-from falcon_h1r.data.filters import find_fault
+from falcon_h1r.data.filters import EMPTY_ANSWER, NO_BOX, NO_PROGRAM, find_excess, find_fault
 from falcon_h1r.types import InputError, Trace, Verdict
 from falcon_h1r.verifier import Verifier
 from falcon_h1r.verifier.code import CodeVerifier
@@ -31,9 +30,15 @@ from falcon_h1r.verifier.code import CodeVerifier
 Score = Callable[[Sequence[str], Sequence[str]], list[Verdict]]  # predictions, golds or tests -> verdicts
 
 # In the order in which they are looked for, around those of falcon_h1r.data.filters.
-OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = "other_teacher", "contaminated", "unverifiable_gold", "unproved"
+OTHER_TEACHER, CONTAMINATED, UNVERIFIABLE_GOLD, UNPROVED = (
+    "other_teacher",
+    "contaminated",
+    "unverifiable_gold",
+    "unproved",
+)
 NOT_CORRECT = (UNVERIFIABLE_GOLD, UNPROVED, "undecided", "wrong", "second_check")
 
+WITHOUT_ANSWER = (EMPTY_ANSWER, NO_BOX, NO_PROGRAM)
 REDEEMABLE = (UNVERIFIABLE_GOLD, "undecided")  # reduce.py keeps those of very hard problems, where asked to
 
 BY_COVERAGE = "by_coverage"
@@ -79,7 +84,7 @@ class ChunkJudge:
         self._evaluation = EvaluationIndex.from_config(config.curate.decontamination)
         self._count_tokens = token_counter(config)
         self._golds: dict[str, bool] = {}
-        self._no_signature = np.zeros(config.curate.duplicates.num_hashes, np.uint32)
+        self._clock = StageClock("reading")
         weights = config.curate.weights
         teacher = config.curate.keep_teacher
         # Where a problem is as hard as its traces find it, other teachers' traces are judged for that alone.
@@ -95,21 +100,25 @@ class ChunkJudge:
         bad: list[BadRow] = []
         on_bad = bad.append if self.curate.on_error == "skip" else None
         max_bytes = int(self.curate.max_row_megabytes * 1e6)
-        writer, signatures = FactsWriter(), []
+        writer, signatures = FactsWriter(chunk.source), []
         traces = read_chunk(chunk, self.curate.sources[chunk.source], max_bytes, on_bad)
         self._golds.clear()
         self._clock = StageClock("reading")
         while batch := list(islice(traces, JUDGED_AT_ONCE)):
-            signatures += self._judge(batch, writer)
+            for trace, judged in zip(batch, self.judge(batch), strict=True):
+                writer.add(trace, judged)
+                if self.curate.duplicates.of is not None:
+                    signatures.append(self._signature(trace, judged))
             self._clock.enter("reading")
-        writer.notes.unreadable = [asdict(row) for row in bad]
+        writer.notes.num_unreadable = len(bad)
         writer.notes.unverifiable_golds = sorted(gold for gold, readable in self._golds.items() if not readable)
         writer.notes.seconds = {stage: round(seconds, 3) for stage, seconds in self._clock.stop().items()}
         files.write(writer, np.stack(signatures) if signatures else None)
         facts = writer.facts
         return len(facts), int(facts["prompt_tokens"].sum() + facts["response_tokens"].sum())
 
-    def _judge(self, traces: list[Trace], writer: FactsWriter) -> list[NDArray[np.uint32]]:
+    def judge(self, traces: Sequence[Trace]) -> list[Judged]:
+        """What is to be known of each, in order."""
         self._clock.enter("counting tokens")
         tokens = [self._tokens(trace) for trace in traces]
         self._clock.enter("filtering")
@@ -120,25 +129,28 @@ class ChunkJudge:
         faults = [self._find_unprovable(trace, *fault) for trace, fault in zip(traces, faults, strict=True)]
         verdicts = self._verdicts(traces, [index for index, (reason, _) in enumerate(faults) if reason == KEPT])
         self._clock.enter("signatures")
-        signatures = []
+        judged = []
         for index, (trace, (reason, detail)) in enumerate(zip(traces, faults, strict=True)):
             verdict = verdicts.get(index)
             if verdict is not None:
                 reason, detail = self._reason_of(trace, verdict)
-            if trace.given_verdict is not None and verdict is not None and verdict.correct != trace.given_verdict:
-                writer.notes.disagreements.append(writer.num_traces)
-            known = trace.problem.difficulty == "hard"
-            writer.add(trace, reason, detail, verdict, hardness(trace.problem) if known else 0.0, tokens[index])
-            if self.curate.duplicates.of is not None:
-                may_stay = reason == KEPT or reason in REDEEMABLE
-                signatures.append(signature(trace, self.curate.duplicates) if may_stay else self._no_signature)
-        return signatures
+            status = verdict.status if verdict is not None else "no_answer" if reason in WITHOUT_ANSWER else ""
+            how_hard = hardness(trace.problem) if trace.problem.difficulty == "hard" else 0.0
+            judged.append(Judged(reason, detail, status, how_hard, *tokens[index]))
+        return judged
+
+    def _signature(self, trace: Trace, judged: Judged) -> NDArray[np.uint32]:
+        """Zeros for what is dropped already: nobody compares it."""
+        if judged.reason == KEPT or judged.reason in REDEEMABLE:
+            return signature(trace, self.curate.duplicates)
+        return np.zeros(self.curate.duplicates.num_hashes, np.uint32)
 
     def _find_fault(self, trace: Trace, prompt_tokens: int, response_tokens: int) -> tuple[str, str]:
         """What speaks against a trace before it is verified: reason and detail; KEPT where nothing does."""
         if self._teacher is not None and trace.teacher != self._teacher and not self._judge_others:
             return OTHER_TEACHER, ""
-        fault = find_fault(trace, self.curate.filters, prompt_tokens, response_tokens)
+        filters = self.curate.filters
+        fault = find_fault(trace, filters) or find_excess(prompt_tokens, response_tokens, filters)
         if fault is not None:
             return fault.reason, fault.detail
         return KEPT, ""
@@ -164,7 +176,7 @@ class ChunkJudge:
             self._golds[gold] = self._check_gold(gold)
         return self._golds[gold]
 
-    def _verdicts(self, traces: list[Trace], indices: Iterable[int]) -> dict[int, Verdict]:
+    def _verdicts(self, traces: Sequence[Trace], indices: Iterable[int]) -> dict[int, Verdict]:
         """On those of the traces that can be judged."""
         verdicts: dict[int, Verdict] = {}
         to_judge = [index for index in indices if traces[index].problem.verifiable]

@@ -79,7 +79,7 @@ def _wanted_tokens(corpus: CorpusFacts, config: MixConfig, shares: dict[str, flo
 
 
 def _draw(corpus: CorpusFacts, domain: str, wanted: float, scores: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Traces of a domain that have about so many tokens together, in the corpus' order, all of it as often as it goes."""
+    """Traces of a domain of about so many tokens together, in the corpus' order: all of it as often as it goes."""
     members = _members(corpus, domain)
     tokens = _tokens(corpus)[members]
     if not len(members) or wanted <= 0:

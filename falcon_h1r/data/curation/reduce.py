@@ -8,20 +8,18 @@ looked at, so that this takes seconds, and is done anew after a kill.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from falcon_h1r.config_data import CurateConfig, DifficultyWeightsConfig
 from falcon_h1r.data.curation.facts import (
+    ANSWERED,
     CORRECT,
     KEPT,
-    NOT_JUDGED,
-    UNVERIFIABLE,
     ChunkFiles,
     CorpusFacts,
     problem_key,
@@ -34,7 +32,6 @@ from falcon_h1r.types import DIFFICULTIES, InputError
 
 DUPLICATE, NO_WEIGHT, ENOUGH_OF_PROBLEM = "duplicate", "no_weight", "enough_of_problem"
 UNKNOWN, EASY, MEDIUM, HARD = -1, *range(len(DIFFICULTIES))
-NO_ANSWER = ("no_box", "empty_answer", "no_program")  # a rollout that gives none has not solved its problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,9 @@ def reduce_corpus(corpus: CorpusFacts, config: CurateConfig, files: Sequence[Chu
         )
         corpus.drop(duplicate_of >= 0, DUPLICATE)
     if config.traces_per_problem is not None:
-        corpus.drop(_rank_within(corpus.facts["problem"], corpus.alive()) >= config.traces_per_problem, ENOUGH_OF_PROBLEM)
+        corpus.drop(
+            _rank_within(corpus.facts["problem"], corpus.alive()) >= config.traces_per_problem, ENOUGH_OF_PROBLEM
+        )
     mix = mix_domains(corpus, config.mix, seed)
     return Reduced(teacher, coverage, rates, duplicate_of, mix)
 
@@ -81,7 +80,10 @@ def reduce_corpus(corpus: CorpusFacts, config: CurateConfig, files: Sequence[Chu
 
 
 def _keep_teacher(corpus: CorpusFacts, wanted: str | None) -> tuple[str | None, dict[str, int]]:
-    """Drop the traces of all teachers but one: the one named, or the one who solved most problems."""
+    """Drop the traces of all teachers but one: the one named, or the one who solved most problems.
+
+    Whatever else spoke against the others' traces, this comes first, as where they are not even verified.
+    """
     coverage = teacher_coverage(corpus)
     if wanted is None or not len(corpus.facts):
         return None, coverage
@@ -90,7 +92,8 @@ def _keep_teacher(corpus: CorpusFacts, wanted: str | None) -> tuple[str | None, 
         wanted = max(sorted(coverage), key=lambda name: coverage[name]) if coverage else teachers[0]
     elif wanted not in teachers:
         raise InputError(f"curate.keep_teacher={wanted}: wrote none of the traces (there are: {', '.join(teachers)})")
-    corpus.drop(corpus.facts["teacher"] != teachers.index(wanted), OTHER_TEACHER)
+    others = corpus.facts["teacher"] != teachers.index(wanted)
+    corpus.facts["reason"][others] = corpus.place("reason", OTHER_TEACHER)
     return wanted, coverage
 
 
@@ -122,8 +125,7 @@ def _pass_rates(corpus: CorpusFacts, weights: DifficultyWeightsConfig) -> NDArra
 def _rates_of_traces(corpus: CorpusFacts) -> NDArray[np.float32]:
     """The share of a problem's traces, of all teachers, that were judged right; one without an answer was not."""
     facts = corpus.facts
-    no_answer = np.isin(facts["reason"], [corpus.place("reason", name) for name in NO_ANSWER])
-    tried = ((facts["verdict"] != NOT_JUDGED) & (facts["verdict"] != UNVERIFIABLE)) | no_answer
+    tried = np.isin(facts["verdict"], ANSWERED)
     _, problem = np.unique(facts["problem"], return_inverse=True)
     size = int(problem.max()) + 1 if len(problem) else 0
     num_tried = np.bincount(problem, weights=tried, minlength=size)
@@ -138,7 +140,12 @@ def read_pass_rates(path: str | Path) -> tuple[NDArray[np.uint64], NDArray[np.fl
     rates: dict[int, float] = {}
     for number, row in read_jsonl(path):
         uid, rate = row.get("uid"), row.get("pass_rate")
-        if not isinstance(uid, str) or isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        if (
+            not isinstance(uid, str)
+            or isinstance(rate, bool)
+            or not isinstance(rate, int | float)
+            or not 0 <= rate <= 1
+        ):
             raise InputError(f"{path}, line {number}: needs a uid and a pass_rate from 0 to 1")
         rates[problem_key(uid)] = rate
     keys = np.array(sorted(rates), np.uint64)
@@ -165,9 +172,7 @@ def _grade(corpus: CorpusFacts, weights: DifficultyWeightsConfig, rates: NDArray
     facts["hardness"][known] = np.clip(np.nan_to_num(hardness), 0, 1)[known]
 
 
-def _shortest(
-    problems: NDArray[np.uint64], tokens: NDArray[np.int32], alive: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _shortest(problems: NDArray[np.uint64], tokens: NDArray[np.int32], alive: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(N): tokens of the shortest trace alive of each trace's problem; -1 where there is none."""
     _, problem = np.unique(problems, return_inverse=True)
     shortest = np.full(int(problem.max()) + 1 if len(problem) else 0, np.inf)
@@ -204,8 +209,3 @@ def _rank_within(problems: NDArray[np.uint64], alive: NDArray[np.bool_]) -> NDAr
     starts = np.maximum.accumulate(np.where(first, np.arange(len(keys)), 0))
     ranks[order] = np.arange(len(keys)) - starts
     return ranks
-
-
-def as_dict(reduced: Reduced) -> Mapping[str, Any]:
-    """What summary.json says of it."""
-    return {"teacher": reduced.teacher, "solved_problems_by_teacher": reduced.coverage}

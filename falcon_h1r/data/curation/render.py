@@ -21,14 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from falcon_h1r.config_data import CurateConfig
-from falcon_h1r.data.chunks import Chunk, read_chunk
+from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
 from falcon_h1r.data.curation.facts import KEPT, VERDICTS, ChunkFiles, ChunkNotes, CorpusFacts, Facts, new_file
-from falcon_h1r.data.curation.mix import Mix
-from falcon_h1r.data.curation.reduce import DUPLICATE, Reduced
+from falcon_h1r.data.curation.judge import OTHER_TEACHER
+from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, Mix
+from falcon_h1r.data.curation.reduce import DUPLICATE, ENOUGH_OF_PROBLEM, NO_WEIGHT, Reduced
 from falcon_h1r.types import DIFFICULTIES, InputError, Trace, to_row
 
 EXAMPLES = 3  # of each reason, in the report
 UNREADABLE = "unreadable"
+LATER = (OTHER_TEACHER, NO_WEIGHT, DUPLICATE, ENOUGH_OF_PROBLEM, ENOUGH_OF_DOMAIN)  # reasons that reduce.py gave
 LONGEST_EXAMPLE = 600  # characters of a text
 
 
@@ -41,7 +43,7 @@ class ChunkDecisions:
     streams: NDArray[np.int32]  # (n): where a kept trace goes
     pass_rates: NDArray[np.float32]  # (n), written where difficulty was measured by them
     graded: bool  # whether difficulty was measured, not read
-    duplicates: dict[int, str]  # place -> origin of the one it repeats
+    duplicates: dict[int, str]  # place -> which one it repeats
 
 
 @dataclass(slots=True)
@@ -96,7 +98,7 @@ def decisions_by_chunk(
             stream_of(corpus, reduced.mix)[facts["domain"]],
             reduced.pass_rates[stretch],
             graded,
-            {int(place): origin(int(reduced.duplicate_of[stretch][place])) for place in repeats},
+            {int(place): f"of {origin(int(reduced.duplicate_of[stretch][place]))}" for place in repeats},
         )
 
 
@@ -116,13 +118,22 @@ def render_chunk(
     """
     rendered, examples = Rendered(), Counter[str]()
     places = 0
-    on_bad = (lambda row: None) if config.on_error == "skip" else None
     with ExitStack() as stack:
         dropped = stack.enter_context(new_file(files.dropped))
         kept: dict[int, BinaryIO] = {
-            int(stream): stack.enter_context(new_file(files.kept(int(stream)))) for stream in np.unique(decisions.streams)
+            int(stream): stack.enter_context(new_file(files.kept(int(stream))))
+            for stream in np.unique(decisions.streams)
         }
+
+        def write_bad(bad: BadRow) -> None:
+            row = {"reason": UNREADABLE, "detail": bad.reason, "origin": bad.where, "raw": bad.raw}
+            dropped.write(_line(row))
+            if examples[UNREADABLE] < EXAMPLES:
+                examples[UNREADABLE] += 1
+                rendered.examples.setdefault(UNREADABLE, []).append(row)
+
         max_bytes = int(config.max_row_megabytes * 1e6)
+        on_bad = write_bad if config.on_error == "skip" else None
         for trace in read_chunk(chunk, config.sources[chunk.source], max_bytes, on_bad):
             if places == len(decisions.facts):
                 raise _changed(chunk)
@@ -133,19 +144,13 @@ def render_chunk(
             if reason == KEPT:
                 kept[int(decisions.streams[places])].write(_line(to_row(_graded(trace, fact, decisions, places))))
             else:
-                detail = decisions.duplicates.get(places) or notes.details.get(str(places), "")
+                detail = decisions.duplicates.get(places, "") if reason in LATER else notes.details.get(str(places), "")
                 row = {"reason": reason, "detail": detail, **to_row(trace)}
                 dropped.write(_line(row))
                 if examples[reason] < EXAMPLES:
                     examples[reason] += 1
                     rendered.examples.setdefault(reason, []).append(_example(trace, reason, detail))
             places += 1
-        for bad in notes.unreadable:
-            row = {"reason": UNREADABLE, "detail": bad["reason"], "origin": bad["where"], "raw": bad["raw"]}
-            dropped.write(_line(row))
-            if examples[UNREADABLE] < EXAMPLES:
-                examples[UNREADABLE] += 1
-                rendered.examples.setdefault(UNREADABLE, []).append(row)
     if places != len(decisions.facts):
         raise _changed(chunk)
     with new_file(files.done) as file:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config import Config
 from falcon_h1r.data.curation.facts import (
+    ANSWERED,
     CORRECT,
     KEPT,
-    UNDECIDED,
-    WRONG,
+    VERDICTS,
     ChunkNotes,
     CorpusFacts,
     Facts,
@@ -28,16 +28,19 @@ from falcon_h1r.types import DIFFICULTIES
 
 MAX_GOLDS_SHOWN = 20  # dropped.jsonl has them all
 WEIGHT_BINS = 0.125
+FEW_RATES = 17  # as of sixteen rollouts a problem
 TARGET_TRACES, TARGET_TOKENS_EACH, TARGET_CORES = 3_110_000, 9_700, 64  # the 7B's cold start, on one node
 BY_TRACE = ("verifying",)  # stages whose time goes with the traces rather than with their length
 
 
-def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes], config: CurateConfig) -> dict[str, Any]:
+def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes], config: Config) -> dict[str, Any]:
     """The funnel from all traces to those kept, both sides by what they are, tokens, lengths, weights."""
-    facts, order = corpus.facts, reduced.mix.order
+    facts, order, tokenizer = corpus.facts, reduced.mix.order, config.curate.tokenizer or config.model.path
+    sets = config.curate.decontamination
+    golds = sorted({gold for note in notes for gold in note.unverifiable_golds})
     kept, dropped = facts[corpus.alive()], facts[~corpus.alive()]
     reasons = {name: count for name, count in _by(dropped, "reason", corpus).items() if name != KEPT}
-    num_unreadable = sum(len(note.unreadable) for note in notes)
+    num_unreadable = sum(note.num_unreadable for note in notes)
     if num_unreadable:
         reasons[UNREADABLE] = num_unreadable
     written = facts[order]
@@ -45,29 +48,31 @@ def summarise(corpus: CorpusFacts, reduced: Reduced, notes: Sequence[ChunkNotes]
     return {
         "funnel": _funnel(len(facts) + num_unreadable, reasons),
         "dropped_by_reason": dict(sorted(reasons.items(), key=lambda item: -item[1])),
+        "read": {"tokens": int(_tokens(facts).sum()), "problems": len(np.unique(facts["problem"]))},
         "written": {"rows": len(order), "tokens": int(tokens.sum()), "problems": len(np.unique(kept["problem"]))},
         **{
             f"{side}_by_{column}": _by(rows, column, corpus)
-            for column in ("teacher", "family", "domain")
+            for column in ("source", "teacher", "family", "domain")
             for side, rows in (("kept", kept), ("dropped", dropped))
         },
         "kept_by_difficulty": _by_difficulty(kept),
         "dropped_by_difficulty": _by_difficulty(dropped),
         "teacher": {"kept": reduced.teacher, "solved_problems": reduced.coverage},
         "difficulty": {
-            "measured_by": config.weights.measured_by,
+            "measured_by": config.curate.weights.measured_by,
             "problems_by_pass_rate": _pass_rates(facts, reduced.pass_rates),
         },
         "token_shares": _shares(written, tokens, corpus, reduced.mix.targets),
-        "tokens_counted_by": config.tokenizer or f"estimate or model ({config.characters_per_token:g} characters)",
+        "tokens_counted_by": tokenizer or f"estimate: {config.curate.characters_per_token:g} characters each",
         "lengths": {name: histogram(written[f"{name}_tokens"]) for name in ("prompt", "response")},
         "weights": {f"{weight:g}": int(count) for weight, count in _weights(written)},
         "mean_weight": round(float(written["weight"].mean()), 4) if len(written) else 0.0,
         "verdicts": _verdicts(facts),
-        "unverifiable_golds": sorted({gold for note in notes for gold in note.unverifiable_golds})[:MAX_GOLDS_SHOWN],
+        "unverifiable_golds": golds[:MAX_GOLDS_SHOWN],
+        "num_unverifiable_golds": len(golds),
         "evaluation_sets": {
-            "checked": [name for name in config.decontamination.sets if name not in config.decontamination.switched_off],
-            "switched_off": list(config.decontamination.switched_off),
+            "checked": [name for name in sets.sets if name not in sets.switched_off],
+            "switched_off": list(sets.switched_off),
         },
     }
 
@@ -101,10 +106,12 @@ def _by_difficulty(facts: Facts) -> dict[str, int]:
 
 
 def _pass_rates(facts: Facts, rates: NDArray[np.float32]) -> dict[str, int]:
-    """Problems by their pass rate, in tenths."""
+    """Problems by their pass rate: by each that there is, or where there are many, in tenths."""
     _, first = np.unique(facts["problem"], return_index=True)
     of_problems = rates[first]
-    counts = Counter(f"{rate:.1f}" for rate in of_problems[~np.isnan(of_problems)].tolist())
+    known = of_problems[~np.isnan(of_problems)]
+    digits = 3 if len(np.unique(known)) <= FEW_RATES else 1
+    counts = Counter(f"{rate:.{digits}f}" for rate in known.tolist())
     unknown = int(np.isnan(of_problems).sum())
     return dict(sorted(counts.items())) | ({"unknown": unknown} if unknown else {})
 
@@ -144,9 +151,8 @@ def _weights(written: Facts) -> list[tuple[float, int]]:
 
 def _verdicts(facts: Facts) -> dict[str, Any]:
     """By verdict, and where the source gives one of its own: how often the two agree."""
-    judged = {"correct": CORRECT, "wrong": WRONG, "undecided": UNDECIDED}
-    counts = {name: int((facts["verdict"] == place).sum()) for name, place in judged.items()}
-    both = (facts["given"] >= 0) & np.isin(facts["verdict"], list(judged.values()))
+    counts = {VERDICTS[place]: int((facts["verdict"] == place).sum()) for place in ANSWERED}
+    both = (facts["given"] >= 0) & np.isin(facts["verdict"], ANSWERED)
     agree = both & ((facts["verdict"] == CORRECT) == (facts["given"] == 1))
     return counts | {"given_by_source": int(both.sum()), "agreeing": int(agree.sum())}
 
