@@ -104,9 +104,9 @@ def test_without_rollouts_no_model_is_needed(coins: Path, tmp_path: Path) -> Non
     summary = json.loads((tmp_path / "select" / "summary.json").read_text())
     assert summary["funnel"] == {
         "problems": 32,
-        "of the domains": 32,
+        "of_the_domains": 32,
         "distinct": 32,
-        "not in the SFT data": 12,
+        "not_in_sft": 12,
         "selected": 12,
     }
 

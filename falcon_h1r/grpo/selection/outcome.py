@@ -37,11 +37,11 @@ from falcon_h1r.types import Problem, to_row
 
 # In the order in which they are asked, with the name of what is left then.
 SCREENED = {
-    OTHER_DOMAIN: "of the domains",
+    OTHER_DOMAIN: "of_the_domains",
     REPEATED: "distinct",
-    IN_SFT: "not in the SFT data",
+    IN_SFT: "not_in_sft",
     UNVERIFIABLE_GOLD: "verifiable",
-    PROMPT_TOO_LONG: "short enough",
+    PROMPT_TOO_LONG: "short_enough",
 }
 SAMPLED = (SOLVED, CONSISTENT_WRONG, UNSOLVED_TRUNCATED, UNSOLVED)
 
