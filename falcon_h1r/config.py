@@ -131,17 +131,17 @@ class RolloutConfig:
 
 @dataclass
 class SelectionConfig:
-    """RL problems chosen: unseen, verifiable, and neither solved nor hopeless to the SFT model."""
+    """RL problems chosen by recipes/selection.py: unseen, verifiable, neither solved by the SFT model nor hopeless."""
 
-    domains: list[str] = field(default_factory=lambda: ["math"])  # whose rewards are known
+    domains: list[str] = field(default_factory=lambda: ["math"])  # whose rewards are known; GRPO leaves out the rest
     disjoint_from_sft: bool = False  # drop problems that occur in sft.data
-    drop_unverifiable: bool = False  # drop problems whose gold the verifier cannot read
+    drop_unverifiable: bool = False  # drop problems whose gold the verifier cannot read; rollouts always do
 
-    num_rollouts: int = 0  # 0: no selection
+    num_rollouts: int = 0  # of each problem; 0: none
     temperature: float = 0.6
     top_p: float = 0.95
-    max_response_tokens: int = 32_768
-    drop_consistent_wrong: int = 4  # 0 right, but so many agree on an answer: the gold is suspect
+    max_response_tokens: Optional[int] = None  # null: grpo.limits.response_tokens
+    drop_consistent_wrong: int = 4  # 0 right, but so many of 8 agree: the gold is suspect; of n, the same share
     keep_unsolved_share: float = 0.1  # of the problems with 0 right
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 PLAIN_LINE_SECONDS = 20.0
 PLAIN_LINE_SHARE = 0.1
+SECONDS_BETWEEN_COUNTS = 1.0  # of tokens: rollouts end in bursts, and a burst has no speed
 
 
 class ProgressReporter:
@@ -43,7 +44,10 @@ class ProgressReporter:
         """Count steps and tokens done; `shown` are the current values to display: loss, reward."""
         self.completed += steps
         now = time.monotonic()
-        self._recent.append((now, self._recent[-1][1] + tokens))
+        so_far = self._recent[-1][1] + tokens
+        if len(self._recent) > 1 and now - self._recent[-2][0] < SECONDS_BETWEEN_COUNTS:
+            self._recent.pop()
+        self._recent.append((now, so_far))
         if self._console is None:
             return
         if self._is_terminal:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_model_path, require
-from falcon_h1r.data.sources import check_benchmark, check_problems, load_problems
+from falcon_h1r.data.sources import check_benchmark, load_problems
 from falcon_h1r.entry import run_name, run_recipe
+from falcon_h1r.grpo.selection.handover import check_selected
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("grpo.data.path", config.grpo.data.path)
-    check_problems(config.grpo.data)
+    check_selected(config.grpo)
     check_model_path(config.model)
     if config.dev.data.path is not None:
         check_benchmark(config.dev.data)

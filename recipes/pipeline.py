@@ -1,5 +1,7 @@
 """The whole way: curate -> SFT -> GRPO -> evaluate -> report. Each stage reads only what the one before left on disk.
 
+Where grpo.selection asks for anything, RL's problems are selected by the SFT model before GRPO.
+
 python recipes/pipeline.py experiment=quickstart
 python recipes/pipeline.py experiment=quickstart seed=1 tracking.wandb=offline
 python recipes/pipeline.py experiment=quickstart run_dir=runs/quickstart resume=true
@@ -17,9 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import recipes.curate
 import recipes.evaluate
 import recipes.grpo
+import recipes.selection
 import recipes.sft
-from falcon_h1r.config import Config
+from falcon_h1r.config import Config, SelectionConfig
 from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import check_benchmark
 from falcon_h1r.entry import run_recipe
@@ -63,6 +67,9 @@ def pipeline(config: Config, folder: Path, world: World) -> None:
         from_base = starting_from(config, models["base"])
         models["sft"] = timed("sft", lambda: recipes.sft.sft(from_base, folder / "sft", world))
         from_sft = starting_from(config, models["sft"])
+        if asks_for_selection(config.grpo.selection):
+            selected = timed("select", lambda: recipes.selection.select(from_sft, folder / "select", world))
+            from_sft.grpo.data = SourceConfig(path=str(selected / "rl.jsonl"), curated=True)
         models["grpo"] = timed("grpo", lambda: recipes.grpo.grpo(from_sft, folder / "grpo", world))
         samples = timed("evaluate", lambda: evaluate_all(config, models, folder / "evaluate", world))
     peak_memory_gib = sum(world.gather(memory.peak_gib))
@@ -134,7 +141,9 @@ def check(config: Config) -> None:
     for stage in ("sft", "grpo"):
         check_training(config, stage)
     if config.curate.sources:  # traces of one's own come without problems for the other stages
-        recipes.grpo.check(config)
+        candidates = copy.deepcopy(config)
+        candidates.grpo.selection = SelectionConfig()  # they are selected on the way
+        recipes.grpo.check(candidates)
         require("evaluate.data.path", config.evaluate.data.path)
         check_benchmark(config.evaluate.data)
 

@@ -21,7 +21,7 @@ from falcon_h1r.config_errors import config_keys, refuse_unknown_keys
 from falcon_h1r.types import InputError
 
 PRESETS = ("falcon_h1r_7b", "falcon_h1r_7b_8xh100", "falcon_h1_0_5b", "quickstart")
-STAGES = ("curate", "sft", "grpo", "evaluate", "pipeline", "export")
+STAGES = ("curate", "sft", "select", "grpo", "evaluate", "pipeline", "export")
 
 Refusal = Callable[..., str]
 
@@ -252,6 +252,14 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("verifier.code.cpu_seconds=0", "verifier.code.cpu_seconds=0"),
         ("verifier.code.deadline_seconds=2", "verifier.code.deadline_seconds=2"),
         ("verifier.code.memory_limit_gib=0.01", "verifier.code.memory_limit_gib=0.01"),
+        ("grpo.selection.domains=[]", "grpo.selection.domains: empty"),
+        ("grpo.selection.domains=[maths]", "grpo.selection.domains=maths: not one of math, code"),
+        ("grpo.selection.num_rollouts=-1", "grpo.selection.num_rollouts=-1"),
+        ("grpo.selection.temperature=0", "grpo.selection.temperature=0.0: greedy"),
+        ("grpo.selection.top_p=0", "grpo.selection.top_p=0.0"),
+        ("grpo.selection.max_response_tokens=0", "grpo.selection.max_response_tokens=0"),
+        ("grpo.selection.drop_consistent_wrong=1", "grpo.selection.drop_consistent_wrong=1"),
+        ("grpo.selection.keep_unsolved_share=2", "grpo.selection.keep_unsolved_share=2.0"),
         ("verifier.code.sandbox_url=localhost", "verifier.code.sandbox_url=localhost"),
     ],
 )
@@ -263,6 +271,15 @@ def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one(r
     message = refusal("grpo.rollout.name=vllm", "sft.conversations.multi_turn=true")
     assert "sft.conversations.multi_turn=true" in message
     assert "grpo.rollout.name" not in message, "SFT draws no rollouts"
+
+
+def test_a_selection_is_built_but_for_programs_which_no_reward_runs() -> None:
+    config = composed("experiment=falcon_h1r_7b", "grpo.rollout.name=torch")
+    assert not_built_yet(config, "select") == []
+    assert not any("selection" in key for stage in STAGES for key in not_built_yet(config, stage))
+    config = composed("grpo.selection.domains=[math,code]")
+    for stage in ("select", "grpo", "pipeline"):
+        assert any(key.startswith("grpo.selection.domains") for key in not_built_yet(config, stage))
 
 
 def test_several_nodes_need_a_launcher() -> None:
@@ -285,7 +302,7 @@ def test_the_defaults_need_nothing_that_is_not_built() -> None:
     assert [not_built_yet(Config(), stage) for stage in STAGES] == [[]] * len(STAGES)
 
 
-@pytest.mark.parametrize("stage", ["curate", "sft", "grpo", "evaluate", "pipeline"])
+@pytest.mark.parametrize("stage", ["curate", "sft", "select", "grpo", "evaluate", "pipeline"])
 def test_what_one_gpu_or_two_cores_need_is_built(stage: str) -> None:
     for preset in ("quickstart", "falcon_h1_0_5b"):
         assert not_built_yet(composed(f"experiment={preset}"), stage) == []

@@ -146,6 +146,7 @@ def test_ranks_are_the_launchers_where_there_is_one(monkeypatch: pytest.MonkeyPa
         (["sft.limits={prompt_tokens: 64, response_tokens: 4096, row_tokens: 5000}"], "sft.limits"),
         (["evaluate.limits={prompt_tokens: 64, response_tokens: 4096, row_tokens: 5000}"], "evaluate.limits"),
         (["+model.architecture.widht=3"], "model.architecture.widht"),
+        (["grpo.selection.num_rollouts=2", "grpo.selection.max_response_tokens=4096"], "grpo.selection.limits"),
         (["sft.data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["model.path=./nowhere"], "model.path=./nowhere"),
     ],
@@ -167,10 +168,29 @@ def test_every_preset_is_described(preset: str) -> None:
     assert all(f"\n{stage}\n" in text for stage in ("curate", "sft", "grpo", "evaluate"))
 
 
-@pytest.mark.parametrize("stage", ["curate", "sft", "grpo", "evaluate"])
+@pytest.mark.parametrize("stage", ["curate", "sft", "select", "grpo", "evaluate"])
 def test_a_stage_is_described_without_the_others(stage: str) -> None:
     headings = [line for line in describe(composed(), stage).splitlines() if line and line[0] != " "][1:]
     assert headings == ["processes", "model", stage]
+
+
+def test_a_selection_is_described_where_it_is_asked_for(tmp_path: Path) -> None:
+    assert "\nselect\n" not in describe(composed("experiment=quickstart"), "pipeline")
+    assert "none: no model is read" in describe(composed(), "select")
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"question": "What is 1 + 1?", "answer": "2"}) + "\n")
+    settings = (f"grpo.data={{path: {path}, curated: false}}", "sft.data.path=null", "launch.num_processes=2")
+    rollouts = ("grpo.selection={num_rollouts: 4, max_response_tokens: 100, disjoint_from_sft: true}",)
+    text = describe(composed(*settings, *rollouts, "grpo.rollout.max_slots=8"), "select")
+    for line in (
+        "What is 1 + 1? -> 2",
+        "sft.data: no path given",
+        "4 a problem, temperature 0.6, top-p 0.95",
+        "dropped from 2 of 4 agreeing on; of the others, 10% are kept",
+        "at most 4 rollouts of 1 problems, 400 tokens",
+        "16 problems over 2 ranks",
+    ):
+        assert line in text
 
 
 def test_the_description_of_the_recipe_holds_its_figures() -> None:

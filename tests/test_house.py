@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def text_of(path: Path) -> str | None:
 def test_no_module_goes_without_a_name() -> None:
     nameless = [str(path.relative_to(ROOT)) for path in FILES if path.stem.lower() in NAMELESS]
     assert not nameless, f"name these after what they hold: {nameless}"
+
+
+def test_no_recipe_hides_a_module_of_python() -> None:
+    """Python looks beside a script first: a recipes/select.py would be every recipe's `import select`."""
+    hidden = [path.name for path in FILES if path.parent.name == "recipes" and path.stem in sys.stdlib_module_names]
+    assert not hidden
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -252,6 +252,21 @@ def test_without_a_terminal_progress_is_a_plain_line_every_tenth(
     assert "\x1b" not in "".join(lines)
 
 
+def test_a_burst_of_rollouts_has_the_speed_of_the_time_it_took(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker(tmp_path, "evaluate", Config(), True, {})
+    with tracker, tracker.progress(200, "evaluate", "answers") as bar:
+        for _ in range(4):
+            clock.now += 10
+            for _ in range(50):
+                clock.now += 1e-6
+                bar.advance(1, tokens=20)
+    speeds = [line.split("  |  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert len(speeds) == 10 and speeds[-1] == "100 tokens/s"
+    assert all(0 < int(speed.split()[0]) <= 100 for speed in speeds)
+
+
 def test_slow_steps_are_reported_every_twenty_seconds(
     tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from falcon_h1r.checkpoint.files import sync_path
 from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
 from falcon_h1r.config_checks import check_shared_rows
+from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection
@@ -113,8 +114,8 @@ def open_policy(
 
     Args:
         texts: what a tokenizer is trained on, where there is no checkpoint.
-        stage: sft, grpo or evaluate, whose limits have to fit the checkpoint's context and whose learning rate, if it
-            has one, its multipliers.
+        stage: sft, select, grpo or evaluate, whose limits have to fit the checkpoint's context and whose learning rate,
+            if it has one, its multipliers.
     """
     check_training(config, stage)
     settings = config.model
@@ -159,7 +160,12 @@ def check_training(config: Config, stage: str) -> None:
 
 
 def _limits(config: Config, stage: str) -> LimitsConfig:
-    return {"sft": config.sft.limits, "grpo": config.grpo.limits, "evaluate": config.evaluate.limits}[stage]
+    return {
+        "sft": config.sft.limits,
+        "select": selection_limits(config.grpo),
+        "grpo": config.grpo.limits,
+        "evaluate": config.evaluate.limits,
+    }[stage]
 
 
 def _optimizer(config: Config, stage: str) -> OptimizerConfig | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config, LimitsConfig
 from falcon_h1r.config_checks import not_built_yet
+from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.dry_run.arithmetic import (
@@ -25,6 +26,7 @@ from falcon_h1r.dry_run.arithmetic import (
     plan_sft,
     training_bytes,
 )
+from falcon_h1r.dry_run.selection import selection_rows
 from falcon_h1r.model.multipliers import describe_multipliers
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ def describe(config: Config, stage: str) -> str:
         sections.append(("curate", list(_curate_rows(config))))
     if stage in ("sft", "pipeline"):
         sections.append(("sft", list(_sft_rows(config, ranks, shape))))
+    if stage == "select" or (stage == "pipeline" and asks_for_selection(config.grpo.selection)):
+        sections.append(("select", list(_select_rows(config, ranks, shape))))
     if stage in ("grpo", "pipeline"):
         sections.append(("grpo", list(_grpo_rows(config, ranks, shape))))
     if stage in ("evaluate", "pipeline"):
@@ -161,6 +165,11 @@ def _sft_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterato
     rows = f"rows of {sft.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"{average}at most {plan.most_micro_batches} {rows}"
     yield from _optimizer_rows(config, "sft", plan.num_steps, shape, plan.tokens_per_step)
+
+
+def _select_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:
+    yield from _data_rows(config.grpo.data, traces=False)
+    yield from selection_rows(config, ranks, shape, _count(config.grpo.data, traces=False))
 
 
 def _grpo_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterator[Row]:

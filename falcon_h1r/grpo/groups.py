@@ -82,16 +82,18 @@ def open_stream(
     """The stream of problems that can be used, and the counts of those that cannot.
 
     A gold that the verifier cannot read would be scored wrong whatever is answered, and a prompt beyond the limit
-    would be cut: both are left out and counted.
+    would be cut: both are left out and counted, and so are domains that `grpo.selection` does not name.
 
     Raises:
         InputError: where nothing is left.
     """
     prompts = encode_prompts(tokenizer, problems, config.system_prompt)
     usable: dict[str, tuple[Problem, list[int]]] = {}
-    counts = {"repeated": 0, "unverifiable_gold": 0, "prompt_too_long": 0}
+    counts = {"other_domain": 0, "repeated": 0, "unverifiable_gold": 0, "prompt_too_long": 0}
     for problem, prompt in zip(problems, prompts, strict=True):
-        if problem.uid in usable:
+        if problem.domain not in config.grpo.selection.domains:
+            counts["other_domain"] += 1
+        elif problem.uid in usable:
             counts["repeated"] += 1
         elif len(prompt) > config.grpo.limits.prompt_tokens:
             counts["prompt_too_long"] += 1
@@ -104,7 +106,7 @@ def open_stream(
             f"{config.grpo.data.path}: {len(usable)} usable problems are fewer than "
             f"grpo.problems_per_step={config.grpo.problems_per_step} ({counts['prompt_too_long']} prompts beyond "
             f"grpo.limits.prompt_tokens={config.grpo.limits.prompt_tokens}, {counts['unverifiable_gold']} golds that "
-            "cannot be verified)"
+            f"cannot be verified, {counts['other_domain']} of other domains than grpo.selection.domains)"
         )
     kept, kept_prompts = zip(*usable.values(), strict=True)
     return ProblemStream(kept, kept_prompts, config.seed), counts

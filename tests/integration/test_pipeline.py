@@ -113,6 +113,21 @@ def test_two_runs_of_one_seed_are_equal_token_for_token(run: Path, tmp_path: Pat
         assert (run / file).read_bytes() == (again / file).read_bytes()
 
 
+def test_a_selection_stands_between_sft_and_grpo(run: Path, tmp_path: Path) -> None:
+    assert not (run / "select").exists()
+    settings = "{num_rollouts: 2, max_response_tokens: 16, disjoint_from_sft: true, keep_unsolved_share: 0.9}"
+    folder = run_pipeline(tmp_path / "selected", [f"grpo.selection={settings}"])
+    kept, dropped = rows(folder / "select" / "rl.jsonl"), rows(folder / "select" / "dropped.jsonl")
+    candidates = {row["uid"] for row in rows(folder / "curate" / "rl.jsonl")}
+    assert {row["uid"] for row in kept} | {row["uid"] for row in dropped} == candidates
+    assert dropped and {row["pass_rate"] for row in kept + dropped} == {0.0}
+    assert {row["problem_uid"] for row in rows(folder / "grpo" / "samples.jsonl")} <= {row["uid"] for row in kept}
+    assert "select" in json.loads((folder / "summary.json").read_text())["wall_seconds"]
+    assert (folder / "sft" / "model" / "model.safetensors").read_bytes() == (
+        run / "sft" / "model" / "model.safetensors"
+    ).read_bytes()
+
+
 @pytest.mark.slow
 def test_another_seed_is_another_run(run: Path, tmp_path: Path) -> None:
     other = run_pipeline(tmp_path / "other", ["seed=1"])

@@ -136,7 +136,7 @@ def _rates_of_traces(corpus: CorpusFacts) -> NDArray[np.float32]:
 
 
 def read_pass_rates(path: str | Path) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    """Keys of problems, ascending, and their rates, from rows that recipes/select.py writes: uid, pass_rate."""
+    """Keys of problems, ascending, and their rates, from rows that recipes/selection.py writes: uid, pass_rate."""
     rates: dict[int, float] = {}
     for number, row in read_jsonl(path):
         uid, rate = row.get("uid"), row.get("pass_rate")
