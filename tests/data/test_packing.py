@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falcon_h1r.data.packing import Document, pack_for_rank, pack_row, plan_rows
+from falcon_h1r.data.packing import Document, pack_for_rank, pack_row
+from falcon_h1r.data.packing_plan import plan_rows
 
 LENGTH_LISTS = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

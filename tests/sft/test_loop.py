@@ -14,7 +14,9 @@ from falcon_h1r.config import LimitsConfig, OptimizerConfig, SFTConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
-from falcon_h1r.sft.loop import TrainingData, fit_documents, step_documents, total_steps, train_step
+from falcon_h1r.sft.corpus import TrainingData, fit_documents
+from falcon_h1r.sft.loop import train_step
+from falcon_h1r.sft.steps import step_documents, total_steps
 from falcon_h1r.sft.losses import weighted_cross_entropy
 from falcon_h1r.types import InputError
 
@@ -80,7 +82,7 @@ def test_overlong_traces_are_dropped_or_trimmed_and_counted() -> None:
 
 
 def test_steps_follow_from_epochs_unless_given() -> None:
-    assert total_steps(SFTConfig(num_epochs=3, batch_sequences=512), 3_110_000) == 18_223
+    assert total_steps(SFTConfig(num_epochs=3), 3_110_000 / 512) == 18_223
     assert total_steps(SFTConfig(num_steps=7), 10) == 7
 
 
