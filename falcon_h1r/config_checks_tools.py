@@ -13,9 +13,11 @@ DOCTOR_CHECKS = (
     *("kernels", "collectives", "engine", "sampler", "resume"),
 )
 
+BENCHMARK_KINDS = ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "data")
+
 
 def check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
-    one_of("benchmark.kind", benchmark.kind, ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint"))
+    one_of("benchmark.kind", benchmark.kind, BENCHMARK_KINDS)
     for key, names, choices in (
         ("parts", benchmark.parts, BENCHMARK_PARTS),
         ("peer_max_tokens", benchmark.peer_max_tokens, BENCHMARK_PARTS),

@@ -24,7 +24,7 @@ class DoctorConfig:
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
-    kind: str = "quickstart"  # quickstart: pooled runs; model, verifier, distributed, plan, checkpoint: measured
+    kind: str = "quickstart"  # quickstart: pooled runs; model, verifier, distributed, plan, checkpoint, data: measured
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
 

@@ -8,11 +8,13 @@
     python recipes/benchmark.py suite=distributed
     python recipes/benchmark.py suite=plan
     python recipes/benchmark.py suite=checkpoint
+    python recipes/benchmark.py suite=data
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
 transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
 labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
-layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last measures what saving costs.
+layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. The last two measure what saving costs,
+and how full rows and how even ranks are over an epoch of the recipe's size.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
     from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
+    from falcon_h1r.benchmark.packing import run_packing_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
     from falcon_h1r.evaluation.pooled import pooled_page
@@ -67,6 +70,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_checkpoint_suite(config, folder, world)
     elif config.benchmark.kind == "distributed":
         run_layouts_suite(config, folder)
+    elif config.benchmark.kind == "data":
+        run_packing_suite(config, folder)
     elif config.benchmark.kind == "plan":
         run_plan_suite(config, folder, world.device)
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -110,7 +110,7 @@ def best_fit(lengths: Indices, row_tokens: int) -> Indices:
     """
     check_lengths(lengths, row_tokens)
     order = np.argsort(-lengths, kind="stable")
-    rows_with: list[list[int]] = [[] for _ in range(row_tokens + 1)]
+    rows_with: dict[int, list[int]] = {}  # by room
     words, summary = [0] * (row_tokens // WORD_BITS + 1), 0  # bits by room; which words are not zero
     row_of, num_rows = [0] * len(lengths), 0
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
@@ -123,7 +123,7 @@ def best_fit(lengths: Indices, row_tokens: int) -> Indices:
             room = word * WORD_BITS + (bits & -bits).bit_length() - 1
         else:
             room = row_tokens
-            rows_with[room].append(num_rows)
+            rows_with.setdefault(room, []).append(num_rows)
             num_rows += 1
         row_of[index] = row = rows_with[room].pop()
         if not rows_with[room]:
@@ -132,7 +132,7 @@ def best_fit(lengths: Indices, row_tokens: int) -> Indices:
             if not words[word]:
                 summary &= ~(1 << word)
         room -= length
-        rows_with[room].append(row)
+        rows_with.setdefault(room, []).append(row)
         word = room // WORD_BITS
         words[word] |= 1 << room % WORD_BITS
         summary |= 1 << word
@@ -282,11 +282,12 @@ def dealt_in_turn(rows: Sequence[list[int]], costs: Sequence[float], num_ranks: 
 def plan_rows(
     lengths: Sequence[int], row_tokens: int, num_ranks: int = 1, cost: DocumentCost = FALCON_H1_7B
 ) -> list[list[int]]:
-    """Rows for a step whose documents are given: as few as the ranks can share evenly, each of nearly the same cost.
+    """Rows for a step whose documents are given: as few as ranks can share evenly, each rank's of nearly the same cost.
 
-    Longest first, each document goes to the row that costs least so far. Where a row would exceed `row_tokens`, rows of
-    nearly the same tokens are tried, then one more row a rank. Documents stay whole. Deterministic: ties keep the order
-    given.
+    Costliest first, each document goes to the rank with the least so far, whose documents then fill its rows evenly, or
+    where that is too much for one, by best fit. If a rank's do not fit, rows of nearly the same tokens are filled
+    instead and dealt by cost; then one more row a rank is tried. Documents stay whole. Deterministic: ties keep the
+    order given.
 
     Raises:
         ValueError: where a document does not fit a row.
@@ -298,21 +299,38 @@ def plan_rows(
     tokens = np.array(lengths, np.int64)
     check_lengths(tokens, row_tokens)
     costs: list[float] = cost.of(tokens).tolist()
-    num_rows = num_ranks * max(1, -(-sum(lengths) // (row_tokens * num_ranks)))
+    rows_per_rank = max(1, -(-sum(lengths) // (row_tokens * num_ranks)))
+    by_rank = _spread_evenly(range(len(lengths)), costs, num_ranks)
     while True:
-        for weights in (costs, lengths):
-            rows = _even_rows(weights, num_rows)
-            if all(sum(lengths[index] for index in row) <= row_tokens for row in rows):
-                return dealt_in_turn(rows, [sum(costs[index] for index in row) for row in rows], num_ranks)
-        num_rows += num_ranks
+        shared = [_rows_within(documents, tokens, row_tokens, rows_per_rank) for documents in by_rank]
+        whole = [sorted(rows, key=lambda row: -sum(costs[i] for i in row)) for rows in shared if rows is not None]
+        if len(whole) == num_ranks:
+            return [row for turn in zip(*whole, strict=True) for row in turn]
+        rows = _spread_evenly(range(len(lengths)), lengths, rows_per_rank * num_ranks)
+        if all(tokens[row].sum() <= row_tokens for row in rows):
+            return dealt_in_turn(rows, [sum(costs[index] for index in row) for row in rows], num_ranks)
+        rows_per_rank += 1
 
 
-def _even_rows(weights: Sequence[float], num_rows: int) -> list[list[int]]:
-    """Heaviest first, each to the row that weighs least so far."""
-    rows: list[list[int]] = [[] for _ in range(num_rows)]
-    lightest = [(0.0, row) for row in range(num_rows)]  # a heap of (weight, row)
-    for index in sorted(range(len(weights)), key=lambda index: -weights[index]):
-        weight, row = lightest[0]
-        rows[row].append(index)
-        heapq.heapreplace(lightest, (weight + weights[index], row))
-    return rows
+def _rows_within(documents: list[int], tokens: Indices, row_tokens: int, num_rows: int) -> list[list[int]] | None:
+    """A rank's documents in so many rows, evenly or else by best fit; None where they do not fit."""
+    rows = _spread_evenly(documents, tokens.tolist(), num_rows)
+    if all(tokens[row].sum() <= row_tokens for row in rows):
+        return rows
+    row_of = best_fit(tokens[documents], row_tokens).tolist()
+    if max(row_of) >= num_rows:
+        return None
+    return [
+        [index for index, row in zip(documents, row_of, strict=True) if row == number] for number in range(num_rows)
+    ]
+
+
+def _spread_evenly(documents: Iterable[int], weights: Sequence[float], num_groups: int) -> list[list[int]]:
+    """Heaviest first, each to the group that weighs least so far."""
+    groups: list[list[int]] = [[] for _ in range(num_groups)]
+    lightest = [(0.0, group) for group in range(num_groups)]  # a heap of (weight, group)
+    for index in sorted(documents, key=lambda index: -weights[index]):
+        weight, group = lightest[0]
+        groups[group].append(index)
+        heapq.heapreplace(lightest, (weight + weights[index], group))
+    return groups

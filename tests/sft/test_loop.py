@@ -16,8 +16,8 @@ from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.sft.corpus import TrainingData, fit_documents
 from falcon_h1r.sft.loop import train_step
-from falcon_h1r.sft.steps import step_documents, total_steps
 from falcon_h1r.sft.losses import weighted_cross_entropy
+from falcon_h1r.sft.steps import step_documents, total_steps
 from falcon_h1r.types import InputError
 
 ALONE = World(0, 1, torch.device("cpu"))
