@@ -24,22 +24,24 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self._path, self._released = path, threading.Event()
+        self._content = json.dumps({"host": host_name(), "pid": os.getpid(), "time": time.time()})
 
     def acquire(self) -> bool:
         """Whether the lock is ours now; another's is left to it."""
-        holder = {"host": host_name(), "pid": os.getpid(), "time": time.time()}
         try:
             descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
         with os.fdopen(descriptor, "w") as file:
-            json.dump(holder, file)
+            file.write(self._content)
         threading.Thread(target=self._refresh, daemon=True).start()
         return True
 
     def release(self) -> None:
         self._released.set()
-        self._path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if self._path.read_text() == self._content:  # else it was taken away, and is another's now
+                self._path.unlink()
 
     def _refresh(self) -> None:
         while not self._released.wait(REFRESH_SECONDS):

@@ -67,6 +67,7 @@ def tokenise(
     Raises:
         InputError: naming a row that cannot be tokenised.
     """
+    cache.mkdir(parents=True, exist_ok=True)
     pieces = pieces_of(path, piece_bytes)
     keys, left, stale = [""] * len(pieces), list(range(len(pieces))), StaleLocks(stale_seconds)
     with _makers(encoding, tokenizer, cache, min(num_workers, len(pieces))) as make_all:
