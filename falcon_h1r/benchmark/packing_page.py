@@ -34,7 +34,7 @@ def render(
         f"tokens costs {cost.linear:.3g} L + {cost.quadratic:.3g} L^2 operations forward (Falcon-H1-7B: the square is "
         f"as much as the rest at {equal:,.0f} tokens). Excess: the costliest rank's cost above the mean.",
         "",
-        f"{environment['hardware']}, one thread; revision {environment_versions()['git_revision']}. Made by",
+        f"{environment['hardware']}; revision {environment_versions()['git_revision']}. Made by",
         "",
         f"    {command}",
         "",
@@ -54,10 +54,13 @@ def render(
         "",
         "## Steps of 512 sequences",
         "",
-        "The published recipe's steps: their documents are given, so that rows are planned for each step, by tokens "
-        "or by cost. With few documents a rank, the longest decide.",
+        "The published recipe's steps: their documents are given, so that ranks are evened out with these alone, by "
+        "tokens or by cost; rows of 49,152 tokens, every whole step of the epoch.",
         "",
-        *table(["rows by", "ranks", "steps", "mean", "median", "p99", "worst"], (_spread(*step) for step in steps)),
+        *table(
+            ["documents to ranks by", "ranks", "steps", "mean", "median", "p99", "worst"],
+            (_spread(*step) for step in steps),
+        ),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
