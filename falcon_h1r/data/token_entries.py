@@ -14,7 +14,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1  # of entries and of what is in them: a change of the tokenisation raises it
 PIECE_BYTES = 16 * 2**20
-BATCH_TRACES = 1024  # tokenised at once
+BATCH_BYTES = 2**20  # of traces that are tokenised at once
+WHERE_FROM = ("is_local", "local_files_only", "name_or_path")  # of a tokenizer: changes no token
 TOKENS, INDEX = "tokens.bin", "index.npz"
 
 
@@ -86,7 +87,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, cache: Path) -> tuple[str
     digest = hashlib.sha256()
     for path in sorted(beside.rglob("*")):
         if path.is_file():
-            digest.update(f"{path.relative_to(beside)}\n".encode() + path.read_bytes())
+            content = path.read_bytes()
+            if path.name == "tokenizer_config.json":
+                kept = {name: value for name, value in json.loads(content).items() if name not in WHERE_FROM}
+                content = json.dumps(kept, sort_keys=True).encode()
+            digest.update(f"{path.relative_to(beside)}\n".encode() + content)
     fingerprint = digest.hexdigest()[:32]
     folder = cache / f"tokenizer-{fingerprint}"
     _name(beside, folder)
@@ -135,10 +140,8 @@ def _write_entry(entry: Path, piece: Piece, data: bytes, encoding: Encoding, tok
     beside = entry.with_name(f".{entry.name}.{host_name()}.{os.getpid()}.partial")
     beside.mkdir()
     columns: list[dict[str, Any]] = []
-    traces = _parse(piece, data)
     with open(beside / TOKENS, "wb") as file:
-        for start in range(0, len(traces), BATCH_TRACES):
-            batch = traces[start : start + BATCH_TRACES]
+        for batch in _batches(piece, data):
             try:
                 encoded = encode(tokenizer, batch, encoding.system_prompt, encoding.conversations)
             except InputError as error:
@@ -155,16 +158,21 @@ def _write_entry(entry: Path, piece: Piece, data: bytes, encoding: Encoding, tok
     return int(index["lengths"].sum())
 
 
-def _parse(piece: Piece, data: bytes) -> list[Trace]:
-    traces, place = [], piece.start
+def _batches(piece: Piece, data: bytes) -> Iterator[list[Trace]]:
+    """The piece's traces, some at a time: tokens as Python's numbers take ten times the text's memory."""
+    batch, place, first = list[Trace](), piece.start, piece.start
     for line in io.BytesIO(data):
         if line.strip():
             try:
-                traces.append(trace_from_row(json.loads(line.decode("utf-8-sig"))))
+                batch.append(trace_from_row(json.loads(line.decode("utf-8-sig"))))
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise InputError(f"{piece.path}, line at byte {place}: not a row that curation writes") from None
         place += len(line)
-    return traces
+        if place - first >= BATCH_BYTES and batch:
+            yield batch
+            batch, first = [], place
+    if batch:
+        yield batch
 
 
 def _columns(encoded: Sequence[EncodedTrace]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +104,8 @@ def _makers(encoding: Encoding, tokenizer: PreTrainedTokenizerBase, cache: Path,
 
     def make_all(pieces: Sequence[tuple[int, Piece]]) -> Iterator[tuple[int, Made]]:
         futures = {pool.submit(_make_in_worker, piece): number for number, piece in pieces}
-        pending: set[Future[Made]] = set(futures)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from ((futures[future], future.result()) for future in done)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
     try:
         yield make_all

@@ -44,11 +44,15 @@ def open_tokens(config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase
     cache = Path(settings.cache) if settings.cache is not None else folder / "tokens"
 
     def prepare() -> tuple[Path, Encoding]:
-        where = save_tokenizer(tokenizer, cache)
+        try:
+            where = save_tokenizer(tokenizer, cache)
+        except OSError as error:
+            raise InputError(f"sft.tokens.cache={cache}: cannot be written ({error.strerror})") from None
         return _traces_file(config.sft.data, folder), Encoding(*where, config.system_prompt, config.sft.conversations)
 
     path, encoding = world.on_main(prepare)
-    keys, failure = list[str](), None
+    keys = list[str]()
+    failure: InputError | StopRequested | None = None
     if os.environ.get("LOCAL_RANK", "0") == "0":
         try:
             keys = _tokenise(path, encoding, tokenizer, cache, settings.num_workers, world)
@@ -56,6 +60,8 @@ def open_tokens(config: Config, folder: Path, tokenizer: PreTrainedTokenizerBase
                 stage_entries(cache, keys, Path(settings.stage))
         except (InputError, StopRequested) as error:
             failure = error
+        except OSError as error:
+            failure = InputError(f"sft.tokens: {error.filename or cache}: cannot be written ({error.strerror})")
     for raised in world.gather(failure):
         if raised is not None:
             raise raised

@@ -127,6 +127,21 @@ def test_one_ranks_trouble_ends_all(tokenizer: Any, tmp_path: Path, run_on_ranks
         assert message.startswith(f"{tmp_path}/traces.jsonl, line at byte ")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cache", "sft.tokens.cache=.*file/tokens: cannot be written .Not a"),
+        ("stage", "sft.tokens: .*file.*: cannot be"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_named(tokenizer: Any, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "file").write_text("")
+    config = config_for(tmp_path)
+    setattr(config.sft.tokens, name, str(tmp_path / "file" / "tokens"))
+    with pytest.raises(InputError, match=message):
+        open_tokens(config, tmp_path, tokenizer, ALONE)
+
+
 class Stopping(Watch):
     stop_requested = True  # type: ignore[assignment]
 
