@@ -40,7 +40,7 @@ def render(
         "",
         "## Fill, and the time to plan",
         "",
-        "Dealing is what a step adds to the plan of the epoch's rows, at each number of ranks.",
+        "CPU time, on one core. Dealing is what a step adds to the plan of the epoch's rows, at each number of ranks.",
         "",
         *table(
             ["", "fill", "an epoch's rows", *(f"dealing, {ranks} ranks" for ranks in results[0].deal_seconds)],

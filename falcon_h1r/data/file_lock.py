@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 REFRESH_SECONDS = 5.0
-STALE_SECONDS = 60.0
+STALE_SECONDS = 180.0  # network file systems may show a time that is a minute old
 
 
 class FileLock:

@@ -55,6 +55,7 @@ def tokenise(
     report: Report = lambda _: None,
     piece_bytes: int = PIECE_BYTES,
     stale_seconds: float = STALE_SECONDS,
+    pause: Callable[[], None] = lambda: time.sleep(POLL_SECONDS),
 ) -> list[str]:
     """Make the entries that are missing, wait for those that others make; the keys of all, in the file's order.
 
@@ -63,6 +64,7 @@ def tokenise(
         tokenizer: what `encoding.tokenizer` holds, for work in this process; workers load it from there.
         num_workers: 1: this process alone.
         report: told of every piece whose entry is there; what it raises ends the work.
+        pause: what to do until the next look at entries that others make; what it raises ends the work, too.
 
     Raises:
         InputError: naming a row that cannot be tokenised.
@@ -85,7 +87,7 @@ def tokenise(
                 or not lock_path(cache, keys[number]).exists()
                 for number in busy
             ):
-                time.sleep(POLL_SECONDS)
+                pause()
             left = busy
     return keys
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from falcon_h1r.data.packing import Document
 from falcon_h1r.data.packing_plan import Indices
 from falcon_h1r.data.sources import read_traces
 from falcon_h1r.data.token_entries import Encoding, Made, save_tokenizer
-from falcon_h1r.data.token_store import DocumentIndex, TokenStore, stage_entries, tokenise
+from falcon_h1r.data.token_store import POLL_SECONDS, DocumentIndex, TokenStore, stage_entries, tokenise
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 from falcon_h1r.progress import ProgressReporter
@@ -87,8 +88,12 @@ def _tokenise(
         reporter.advance(made.num_bytes // 1024, made.num_tokens)
         world.watch.check()
 
+    def pause() -> None:
+        time.sleep(POLL_SECONDS)
+        world.watch.check()
+
     with reporter.bar:
-        return tokenise(path, encoding, tokenizer, cache, num_workers, report)
+        return tokenise(path, encoding, tokenizer, cache, num_workers, report, pause=pause)
 
 
 # -----------------------------------------------------------------------------

@@ -223,6 +223,24 @@ def test_a_lock_of_a_process_that_died_here_is_taken_away_at_once(
     assert tokenise(traces_file, encoding, tokenizer, cache, stale_seconds=1e9) == [key]
 
 
+def test_what_another_process_has_begun_is_waited_for(
+    tokenizer: Any, traces_file: Path, encoding: Encoding, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    first, *rest = [encoding.key(piece.read()) for piece in pieces_of(traces_file, PIECE)]
+    lock_path(cache, first).write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": 0.0}))
+    pauses: list[list[bool]] = []
+
+    def pause() -> None:
+        pauses.append([(cache / key).is_dir() for key in (first, *rest)])
+        if len(pauses) == 2:
+            lock_path(cache, first).unlink()  # the other one gives up
+
+    assert tokenise(traces_file, encoding, tokenizer, cache, piece_bytes=PIECE, pause=pause) == [first, *rest]
+    assert pauses == [[False] + [True] * len(rest)] * 2, "all else was done first"
+    assert list(TokenStore(cache, [first, *rest])) == encode_traces(tokenizer, TRACES, SYSTEM)
+
+
 def test_the_ids_are_stored_in_four_bytes(
     tokenizer: Any, traces_file: Path, encoding: Encoding, tmp_path: Path
 ) -> None:

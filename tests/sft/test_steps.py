@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from falcon_h1r.config import Config, LimitsConfig, SFTConfig
 from falcon_h1r.config_checks import check_config
 from falcon_h1r.data.packing import Document
+from falcon_h1r.dry_run.arithmetic import RankPlan, plan_sft
 from falcon_h1r.sft.loop import rows_of_rank
 from falcon_h1r.sft.steps import RowSteps, SequenceSteps, StepPlan, plan_steps, step_documents
 from falcon_h1r.types import InputError
@@ -109,3 +110,11 @@ def test_the_config_chooses_the_way() -> None:
 def test_a_step_is_made_of_one_or_the_other(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_config(Config(sft=SFTConfig(**settings)))
+
+
+def test_a_plan_of_rows_reckons_with_full_ones() -> None:
+    sft = SFTConfig(limits=LimitsConfig(100, 900, 1000), batch_sequences=None, batch_rows=12, num_epochs=2)
+    plan = plan_sft(sft, RankPlan(8, 8, False), num_samples=600, num_tokens=240_000)
+    assert (plan.steps_per_epoch, plan.num_steps, plan.tokens_per_step, plan.micro_batches) == (20, 40, 12_000, 2)
+    with pytest.raises(InputError, match="sft.batch_rows=12: fewer than the 16 data ranks"):
+        plan_sft(sft, RankPlan(16, 16, False), None, None)
