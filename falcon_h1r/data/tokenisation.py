@@ -245,6 +245,8 @@ def calls_tools(turns: Sequence[Turn]) -> bool:
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], trace: Trace) -> str:
     from jinja2 import TemplateError
 
+    if not messages:
+        raise InputError(f"conversation {_name(trace)} begins with the assistant's turn, and there is no system prompt")
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError as error:

@@ -39,6 +39,22 @@ def test_ranks_together_hold_every_token_once_and_have_equally_many_rows(lengths
     assert weight == sum(sum(document.loss_weights) for document in documents)
 
 
+@given(lengths=LENGTH_LISTS, world_size=st.integers(1, 5), multiple_of=st.integers(1, 4))
+def test_no_document_is_divided_nor_its_tokens_reordered(lengths: list[int], world_size: int, multiple_of: int) -> None:
+    documents = {
+        str(i): Document(list(range(100 * i, 100 * i + n)), [0.0] + [1.0] * (n - 1), uid=str(i))
+        for i, n in enumerate(lengths)
+    }
+    seen = []
+    for rank in range(world_size):
+        for row in pack_for_rank(list(documents.values()), 64, rank, world_size, multiple_of):
+            assert row.num_tokens % multiple_of == 0
+            for uid, part in zip(row.uids, row.input_ids.split(row.lengths), strict=True):
+                assert not uid or part.tolist() == documents[uid].input_ids
+            seen += [uid for uid in row.uids if uid]
+    assert sorted(seen) == sorted(documents)
+
+
 def test_positions_restart_and_nothing_is_between_documents(random_documents) -> None:
     documents = random_documents([3, 1, 4])
     row = pack_row(documents)

@@ -104,6 +104,15 @@ def test_the_rule_for_tools_can_be_switched_off(tokenizer: Any) -> None:
     assert "A tool is surer." not in tokenizer.decode(document.input_ids)
 
 
+def test_a_conversation_needs_something_before_the_assistants_turn(tokenizer: Any) -> None:
+    turns = CHAT[1:]
+    assert "system\nThink first.<|im_end|>\n<|im_start|>assistant\n2" in tokenizer.decode(
+        encoded(tokenizer, trace(turns)).input_ids
+    )
+    with pytest.raises(InputError, match="conversation chats.jsonl:7 begins with the assistant's turn"):
+        encoded(tokenizer, trace(turns), system="")
+
+
 def test_a_conversation_with_a_system_turn_keeps_its_own(tokenizer: Any) -> None:
     text = tokenizer.decode(encoded(tokenizer, trace((Turn("system", "Be brief."), *CHAT))).input_ids)
     assert text.count("<|im_start|>system\n") == 1
