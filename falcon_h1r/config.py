@@ -96,11 +96,21 @@ class OptimizerConfig:
 
 @dataclass
 class ConversationConfig:
-    """Samples of several turns, and which of them carry loss."""
+    """Of traces with several turns: which reasoning stays, and which turns carry loss."""
 
-    multi_turn: bool = False
-    strip_earlier_thinking: bool = True  # of all turns but the last, which alone carries loss
-    tool_calls_keep_thinking: bool = True  # where tools are called: thinking stays, every turn carries loss
+    strip_earlier_thinking: bool = True  # of all assistant's turns but the last, which alone carries loss
+    tool_calls_keep_thinking: bool = (
+        True  # where tools are called: reasoning stays, every assistant's turn carries loss
+    )
+
+
+@dataclass
+class TokenStoreConfig:
+    """Where the tokenised corpus is kept, and who makes it; see falcon_h1r.data.token_store."""
+
+    cache: Optional[str] = None  # a folder that runs and nodes may share; null: tokens/ of the run's folder
+    num_workers: int = 1  # processes that tokenise, on each node
+    stage: Optional[str] = None  # a folder on the node's own disk, to which the tokens are copied and read from
 
 
 @dataclass
@@ -110,11 +120,14 @@ class SFTConfig:
     data: SourceConfig = field(default_factory=SourceConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_sequences: int = 32  # of one optimizer step, over all ranks
+    batch_sequences: Optional[int] = 32  # of one optimizer step, over all ranks; null where batch_rows is set
+    batch_rows: Optional[int] = None  # or so many full rows of row_tokens, over all data ranks
+    denominator: str = "weights"  # of a step's loss: weights or tokens; see falcon_h1r.sft.losses
     num_steps: Optional[int] = None  # null: as many as num_epochs needs
     num_epochs: float = 1.0
     overlong: str = "drop"  # traces beyond prompt_tokens + response_tokens: drop, or trim on the right
     conversations: ConversationConfig = field(default_factory=ConversationConfig)
+    tokens: TokenStoreConfig = field(default_factory=TokenStoreConfig)
     dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
 
 

@@ -20,6 +20,7 @@ from falcon_h1r.config import (
     LoRAConfig,
     ModelConfig,
     OptimizerConfig,
+    SFTConfig,
 )
 from falcon_h1r.config_checks_data import check_curate
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
@@ -63,7 +64,7 @@ def check_config(config: Config) -> None:
     _check_checkpoint(config.checkpoint)
     _check_supervision(config.supervision)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
-    one_of("sft.overlong", config.sft.overlong, ("drop", "trim"))
+    _check_sft(config.sft)
     one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
     one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
     one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
@@ -75,8 +76,6 @@ def check_config(config: Config) -> None:
     check_selection(config.grpo.selection)
     for name in ("keep_share", "vote_share", "consensus_share"):
         share(f"scaling.{name}", getattr(config.scaling, name))
-    if config.sft.num_epochs <= 0:
-        raise InputError(f"sft.num_epochs={config.sft.num_epochs}: has to be above 0")
     at_least("dry_run_steps", config.dry_run_steps, 0)
     at_least("grpo.max_backfill_rounds", config.grpo.max_backfill_rounds, 0)
     if config.evaluate.temperature <= 0:
@@ -220,6 +219,20 @@ def _check_limits(key: str, limits: LimitsConfig) -> None:
         )
 
 
+def _check_sft(sft: SFTConfig) -> None:
+    one_of("sft.overlong", sft.overlong, ("drop", "trim"))
+    one_of("sft.denominator", sft.denominator, ("weights", "tokens"))
+    if sft.batch_rows is not None and sft.batch_sequences is not None:
+        raise InputError(
+            f"sft.batch_rows={sft.batch_rows}, batch_sequences={sft.batch_sequences}: a step is made of one or the "
+            "other; set the other to null"
+        )
+    if sft.batch_rows is None and sft.batch_sequences is None:
+        raise InputError("sft.batch_sequences: null, and so is batch_rows; a step is made of one or the other")
+    if sft.num_epochs <= 0:
+        raise InputError(f"sft.num_epochs={sft.num_epochs}: has to be above 0")
+
+
 def _check_grpo(grpo: GRPOConfig) -> None:
     if grpo.group_size < 2:
         raise InputError(
@@ -261,6 +274,8 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("launch.num_nodes", config.launch.num_nodes),
         ("tracking.log_every_steps", config.tracking.log_every_steps),
         ("sft.batch_sequences", config.sft.batch_sequences),
+        ("sft.batch_rows", config.sft.batch_rows),
+        ("sft.tokens.num_workers", config.sft.tokens.num_workers),
         ("sft.optimizer.reference_batch_tokens", config.sft.optimizer.reference_batch_tokens),
         ("sft.optimizer.batch_tokens", config.sft.optimizer.batch_tokens),
         ("grpo.optimizer.reference_batch_tokens", config.grpo.optimizer.reference_batch_tokens),
@@ -307,8 +322,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     A setting that is silently ignored computes something else than was asked for.
     """
     found: list[str] = []
-    if stage in ("sft", "pipeline"):
-        found += _differing("sft.conversations", config.sft.conversations, multi_turn=False)
     if stage in ("grpo", "select", "pipeline"):
         found += _unbuilt_in_rollouts(config.grpo)
     if stage in ("grpo", "pipeline"):

@@ -26,7 +26,8 @@ from falcon_h1r.checkpoint.state import SharedState, config_sha256, generator_st
 from falcon_h1r.checkpoint.stored import StoredState
 from falcon_h1r.config import Config
 from falcon_h1r.data.jsonl import write_jsonl
-from falcon_h1r.data.packing import Document, plan_rows
+from falcon_h1r.data.packing import Document
+from falcon_h1r.data.packing_plan import plan_rows
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.progress import ProgressReporter
@@ -113,6 +114,7 @@ class TrainingRun:
         metrics: Mapping[str, float],
         documents: Callable[[], Sequence[Document]],
         samples: Sequence[Mapping[str, Any]] = (),
+        plan: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Look, now and then, at problems it does not train on; log; save if it is time.
 
@@ -120,6 +122,7 @@ class TrainingRun:
             metrics: of the step that the engine has just done.
             documents: what it learnt from, asked for if they have to be written out.
             samples: rows for samples.jsonl.
+            plan: which of the documents shared a row, in the order dealt to ranks; None: as plan_rows has them.
 
         Raises:
             StopRequested: on every rank.
@@ -134,7 +137,7 @@ class TrainingRun:
         self._stand_at_border({"metrics": metrics, "samples": list(samples)})
         self._finish_border()
         if self._skipped_in_a_row and self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
-            self._give_up(documents())
+            self._give_up(documents(), plan)
 
     # -------------------------------------------------------------------------
     # Between two steps
@@ -234,22 +237,25 @@ class TrainingRun:
             return f"{stopped}; resume=true goes on from {step_folder(saver.root, step)}"
         return f"{stopped}, whose state could not be saved ({saver.last_failure}); {saver.whole_one}"
 
-    def _give_up(self, documents: Sequence[Document]) -> None:
+    def _give_up(self, documents: Sequence[Document], plan: Sequence[Sequence[int]] | None) -> None:
         """End a run whose updates come to nothing, with the last batch written out."""
         self.saver.wait()
         step = self.engine.steps_done
         path = self.folder / f"skipped_batch_step_{step:06d}.jsonl"
         if self.world.is_main:
-            write_jsonl(path, dealt_rows(documents, self._settings.limits.row_tokens, self.world.data_size))
+            write_jsonl(path, dealt_rows(documents, self._settings.limits.row_tokens, self.world.data_size, plan))
         raise InputError(
             f"step {step}: loss or gradient was not finite for {self._skipped_in_a_row} steps in a row "
             f"(supervision.max_skipped_steps); its batch is in {path}"
         )
 
 
-def dealt_rows(documents: Sequence[Document], row_tokens: int, data_size: int) -> list[dict[str, Any]]:
+def dealt_rows(
+    documents: Sequence[Document], row_tokens: int, data_size: int, plan: Sequence[Sequence[int]] | None = None
+) -> list[dict[str, Any]]:
     """Every document with the data rank that learnt from it and its packed row there, by rank and row."""
-    plan = plan_rows([len(document) for document in documents], row_tokens, data_size)
+    if plan is None:
+        plan = plan_rows([len(document) for document in documents], row_tokens, data_size)
     dealt = [
         {"data_rank": number % data_size, "row": number // data_size, **asdict(documents[index])}
         for number, row in enumerate(plan)

@@ -9,6 +9,7 @@ Without `model.path`, a tokenizer is trained on the traces and a random model of
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,41 +37,40 @@ def sft(config: Config, folder: Path, world: World) -> Path:
     Raises:
         StopRequested: on every rank, after a checkpoint; there is no model then.
     """
+    from falcon_h1r.benchmark.flops import document_cost
     from falcon_h1r.checkpoint import open_policy, publish_policy
     from falcon_h1r.checkpoint.stored import open_newest
-    from falcon_h1r.data.tokenisation import conversation_texts, encode_traces
-    from falcon_h1r.distributed.batch_scaling import describe_scaling, mean_batch_tokens, scaled_to_batch
+    from falcon_h1r.data.tokenisation import conversation_texts
+    from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.model.multipliers import check_learning_rate
-    from falcon_h1r.sft.loop import TrainingData, fit_documents, total_steps, train_sft
+    from falcon_h1r.sft.corpus import TrainingData, fit_documents, open_tokens
+    from falcon_h1r.sft.loop import train_sft
+    from falcon_h1r.sft.steps import plan_steps, total_steps
     from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
 
     if config.resume and world.on_main((folder / "model").is_dir):
         return folder / "model"
-    traces = load_traces(config.sft.data)
     model, tokenizer = open_policy(
         config,
-        lambda: conversation_texts(traces, config.system_prompt),
+        lambda: conversation_texts(load_traces(config.sft.data), config.system_prompt),
         folder,
         world,
         "sft",
     )
     with world.watch.long("tokenising"):
-        documents = encode_traces(tokenizer, traces, config.system_prompt)
-        fitted = fit_documents(documents, config.sft.limits, config.sft.overlong)
-    if world.is_main:
-        print(
-            f"sft: {len(fitted.documents)} traces; {fitted.num_dropped} beyond the limits dropped, "
-            f"{fitted.num_trimmed} trimmed, {fitted.num_weightless} of weight 0 left out",
-            flush=True,
-        )
-    batch_tokens = mean_batch_tokens(fitted.documents, config.sft.batch_sequences)
+        fitted = fit_documents(open_tokens(config, folder, tokenizer, world), config.sft.limits, config.sft.overlong)
+    with world.watch.long("packing"):
+        plan = plan_steps(config.sft, fitted.documents.lengths, config.seed, document_cost(model.config))
+        batch_tokens, num_steps = plan.tokens_per_step, total_steps(config.sft, plan.steps_per_epoch)
     optimizer = scaled_to_batch(config.sft.optimizer, batch_tokens)
-    check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
     if world.is_main:
+        (folder / "traces_summary.json").write_text(json.dumps(fitted.summary(), indent=1) + "\n")
+        print(f"sft: {fitted.describe()}")
+        print(f"sft: {plan.describe(world.data_size)}")
         print(f"sft: {describe_scaling(config.sft.optimizer, batch_tokens)}", flush=True)
-    num_steps = total_steps(config.sft, len(fitted.documents))
+    check_learning_rate(model.config, optimizer.learning_rate, "sft.optimizer.learning_rate")
     with world.watch.long("starting the engine"):
         engine = open_engine(model, optimizer, num_steps, world, config.engine)
     data = TrainingData(fitted.documents, str(config.sft.data.path))
@@ -80,7 +80,7 @@ def sft(config: Config, folder: Path, world: World) -> Path:
         dev_evaluation(config, model, tokenizer, world, "sft") as evaluate_dev,
         TrainingRun(config, "sft", folder, engine, tracker, evaluate_dev, {"data": data}, stored) as run,
     ):
-        train_sft(run, fitted.documents, config.sft, config.seed)
+        train_sft(run, fitted.documents, config.sft, config.seed, plan)
     return publish_policy(engine, tokenizer, folder / "model")
 
 

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "falcon_h1r"
 
-# From the ground up. data.packing stands apart from data: it is where PackedBatch, the model's input, lives.
+# From the ground up. data.packing, with its plan, stands apart from data: PackedBatch, the model's input, lives there.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "config"),
     ("data.packing",),
@@ -50,7 +50,7 @@ def room_of(module: str) -> str:
     root, *rest = module.split(".")
     if root == "recipes":
         return root
-    if rest[:2] == ["data", "packing"]:
+    if rest[0] == "data" and rest[1:2] in (["packing"], ["packing_plan"]):
         return "data.packing"
     return next((room for room in FLOOR_OF if rest[0].startswith(f"{room}_")), rest[0])
 

@@ -28,6 +28,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from falcon_h1r.data.packing_plan import DocumentCost
+
 if TYPE_CHECKING:
     from transformers import FalconH1Config
 
@@ -78,6 +80,13 @@ def part_flops(part: str, config: FalconH1Config, lengths: Sequence[int]) -> For
     if part == "loss":
         return ForwardFlops(0, 0, 0, 0, num_tokens * head_flops(config))
     return forward_flops(config, lengths)
+
+
+def document_cost(config: FalconH1Config) -> DocumentCost:
+    """Operations of one forward pass over a document of L tokens, as a polynomial in L."""
+    shorter, longer = (forward_flops(config, [length]).total for length in (1, 2))
+    quadratic = (longer - 2 * shorter) / 2
+    return DocumentCost(shorter - quadratic, quadratic)
 
 
 def mfu(flops: float, seconds: float, peak_flops_per_second: float) -> float:

@@ -7,12 +7,13 @@ any sharding over ranks.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from falcon_h1r.data.packing_plan import FALCON_H1_7B, DocumentCost, plan_rows
 
 RL_FIELDS = ("advantages", "positives", "sampler_logprobs", "old_policy_logprobs")
 
@@ -27,6 +28,7 @@ class Document:
     positives: list[float] | None = None  # 1 on the response of a correct rollout, else 0
     sampler_logprobs: list[float] | None = None
     uid: str = ""
+    truncated: bool = False  # its end, and the end of its turn, were cut off to fit the limits
 
     def __post_init__(self) -> None:
         assert len(self.input_ids) == len(self.loss_weights) > 0
@@ -98,48 +100,34 @@ def pack_row(documents: Sequence[Document]) -> PackedBatch:
     )
 
 
-def plan_rows(lengths: Sequence[int], row_tokens: int, num_ranks: int = 1) -> list[list[int]]:
-    """Which documents share a row: as few rows as the ranks can share evenly, each of nearly the same tokens.
-
-    Longest first, each document goes to the row that holds least so far. Where a row would exceed `row_tokens`, one
-    more row a rank is tried. Documents stay whole: one that is longer than a row is a ValueError, for a trace that
-    loses its end loses its answer. Deterministic: ties keep the order given.
-
-    Returns:
-        Document indices by row; a multiple of `num_ranks` rows, empty ones where there are too few documents.
-    """
-    if lengths and max(lengths) > row_tokens:
-        raise ValueError(f"a document of {max(lengths)} tokens does not fit a row of {row_tokens}")
-    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    rows_per_rank = max(1, -(-sum(lengths) // (row_tokens * num_ranks)))
-    while True:
-        rows: list[list[int]] = [[] for _ in range(rows_per_rank * num_ranks)]
-        lightest = [(0, row) for row in range(len(rows))]  # a heap of (tokens, row)
-        for index in longest_first:
-            tokens, row = lightest[0]
-            rows[row].append(index)
-            heapq.heapreplace(lightest, (tokens + lengths[index], row))
-        if max(tokens for tokens, _ in lightest) <= row_tokens:
-            return rows
-        rows_per_rank += 1
-
-
 def pack_for_rank(
-    documents: Sequence[Document], row_tokens: int, rank: int, num_ranks: int, multiple_of: int = 1
+    documents: Sequence[Document],
+    row_tokens: int,
+    rank: int,
+    num_ranks: int,
+    multiple_of: int = 1,
+    cost: DocumentCost = FALCON_H1_7B,
 ) -> list[PackedBatch]:
     """Pack a step's documents into rows and return those of one rank.
 
     Every rank plans the same rows and takes every `num_ranks`-th, so that all have the same number of them and meet
-    the same collectives. A tail of weight 0 makes each row's tokens a multiple of `multiple_of`, and an empty row
-    that long.
+    the same collectives.
     """
-    rows = plan_rows([len(document) for document in documents], row_tokens, num_ranks)
-    packed = []
-    for row in rows[rank::num_ranks]:
-        own = [documents[index] for index in sorted(row)]
-        tail = -sum(len(document) for document in own) % multiple_of if own else multiple_of
-        packed.append(pack_row([*own, *([weightless_document(tail, documents)] if tail else [])]))
-    return packed
+    rows = plan_rows([len(document) for document in documents], row_tokens, num_ranks, cost)
+    return [
+        pack_row_evenly([documents[index] for index in sorted(row)], multiple_of, documents)
+        for row in rows[rank::num_ranks]
+    ]
+
+
+def pack_row_evenly(own: Sequence[Document], multiple_of: int, others: Sequence[Document] = ()) -> PackedBatch:
+    """A row with a tail of weight 0 that makes its tokens a multiple of `multiple_of`; an empty row is that long.
+
+    Args:
+        others: of the step: an empty row has the RL fields that they have.
+    """
+    tail = -sum(len(document) for document in own) % multiple_of if own else multiple_of
+    return pack_row([*own, *([weightless_document(tail, own or others)] if tail else [])])
 
 
 def weightless_document(num_tokens: int, others: Sequence[Document] = ()) -> Document:

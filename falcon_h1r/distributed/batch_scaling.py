@@ -11,7 +11,6 @@ leaves its range where k is large; we scale the rate alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Sized
 from dataclasses import replace
 
 from falcon_h1r.config import OptimizerConfig
@@ -29,11 +28,6 @@ def scaled_to_batch(settings: OptimizerConfig, expected_tokens: float | None = N
     assert batch_tokens is not None, "config_checks asks for batch_tokens where none can be expected"
     factor = math.sqrt(batch_tokens / settings.reference_batch_tokens)
     return replace(settings, learning_rate=settings.learning_rate * factor)
-
-
-def mean_batch_tokens(documents: Sequence[Sized], batch_sequences: int) -> float:
-    """Tokens of a batch, on average over an epoch."""
-    return batch_sequences * sum(len(document) for document in documents) / len(documents)
 
 
 def describe_scaling(settings: OptimizerConfig, expected_tokens: float | None = None) -> str:

@@ -57,25 +57,33 @@ class SFTPlan:
 
 def plan_sft(sft: SFTConfig, ranks: RankPlan, num_samples: int | None, num_tokens: int | None) -> SFTPlan:
     """Steps and tokens from what is known of the data."""
-    from falcon_h1r.sft.loop import total_steps
+    from falcon_h1r.sft.steps import total_steps
 
-    batch = sft.batch_sequences
     check_shared_rows("sft.limits", sft.limits, ranks.num_ranks // ranks.data_ranks)
+    name = "batch_sequences" if sft.batch_rows is None else "batch_rows"
+    batch: int = getattr(sft, name)
     if batch < ranks.data_ranks:
-        raise InputError(
-            f"sft.batch_sequences={batch}: fewer than the {ranks.data_ranks} data ranks, some would never learn"
-        )
-    num_steps = sft.num_steps if num_samples is None else total_steps(sft, num_samples)
+        raise InputError(f"sft.{name}={batch}: fewer than the {ranks.data_ranks} data ranks, some would never learn")
+    longest = sft.limits.prompt_tokens + sft.limits.response_tokens
+    mean_tokens = num_tokens / num_samples if num_samples and num_tokens else None
+    if sft.batch_rows is None:
+        steps_per_epoch = num_samples / batch if num_samples else None
+        tokens = batch * mean_tokens if mean_tokens else None
+        most_tokens, most_micro_batches = batch * longest, math.ceil(batch / ranks.data_ranks)
+    else:  # rows are all but full
+        most_tokens, most_micro_batches = batch * sft.limits.row_tokens, math.ceil(batch / ranks.data_ranks)
+        tokens = float(most_tokens) if mean_tokens else None
+        steps_per_epoch = num_tokens / most_tokens if num_tokens else None
+    num_steps = sft.num_steps if steps_per_epoch is None else total_steps(sft, steps_per_epoch)
     _check_warmup("sft", sft.optimizer, num_steps)
-    tokens = batch * num_tokens / num_samples if num_samples and num_tokens else None
     return SFTPlan(
         num_samples=num_samples,
-        steps_per_epoch=num_samples / batch if num_samples else None,
+        steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         tokens_per_step=tokens,
-        most_tokens_per_step=batch * (sft.limits.prompt_tokens + sft.limits.response_tokens),
+        most_tokens_per_step=most_tokens,
         micro_batches=math.ceil(tokens / sft.limits.row_tokens / ranks.data_ranks) if tokens else None,
-        most_micro_batches=math.ceil(batch / ranks.data_ranks),
+        most_micro_batches=most_micro_batches,
     )
 
 

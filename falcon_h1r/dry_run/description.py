@@ -157,10 +157,12 @@ def _sft_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterato
     yield "limits", _limits(sft.limits) + f", longer ones: {sft.overlong}"
     if plan.num_samples is not None:
         yield "samples", f"{plan.num_samples:,}" + (" expected" if counted is None else "")
+    if plan.steps_per_epoch is not None:
         yield "steps per epoch", f"{plan.steps_per_epoch:,.1f}"
     yield "steps", "unknown: the data's size is not" if plan.num_steps is None else f"{plan.num_steps:,}"
     average = f"{plan.tokens_per_step / 1e6:.2f}M on average, " if plan.tokens_per_step else ""
-    yield "batch", f"{sft.batch_sequences} sequences: {average}at most {plan.most_tokens_per_step:,} tokens"
+    batch = f"{sft.batch_sequences} sequences" if sft.batch_rows is None else f"{sft.batch_rows} rows"
+    yield "batch", f"{batch}: {average}at most {plan.most_tokens_per_step:,} tokens"
     average = f"about {plan.micro_batches}, " if plan.micro_batches else ""
     rows = f"rows of {sft.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"{average}at most {plan.most_micro_batches} {rows}"

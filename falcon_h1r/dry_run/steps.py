@@ -54,8 +54,9 @@ def run_steps(config: Config, stage: str, shape: FalconH1Config) -> list[tuple[s
     parameters = sum(parameter.numel() for parameter in model.parameters())
     width = f"{architecture['num_hidden_layers']} layers of {architecture['hidden_size']}"
     rows = [("model", f"{width}, {parameters:,} parameters, {config.model.dtype}")]
+    num_sequences = min(NUM_SEQUENCES, config.sft.batch_sequences or NUM_SEQUENCES)
     for step in range(config.dry_run_steps):
-        metrics = _train_step(engine, documents, step, min(NUM_SEQUENCES, config.sft.batch_sequences), config.seed)
+        metrics = _train_step(engine, documents, step, num_sequences, config.seed)
         loss, grad_norm = metrics["loss"], metrics["grad_norm"]
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise InputError(
@@ -125,7 +126,8 @@ def _train_step(
     engine: TorchEngine, documents: list[Document], step: int, batch_sequences: int, seed: int
 ) -> dict[str, float]:
     """The step of the cold start itself."""
-    from falcon_h1r.sft.loop import step_documents, train_step
+    from falcon_h1r.sft.loop import train_step
+    from falcon_h1r.sft.steps import step_documents
 
     row_tokens = 2 * max(len(document) for document in documents)
     return train_step(engine, step_documents(documents, step, batch_sequences, seed), row_tokens)

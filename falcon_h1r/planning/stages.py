@@ -58,7 +58,8 @@ def plan_sft(config: Config, subject: Subject, num_gpus: int) -> StagePlan:
     """The cold start."""
     sft, plan = config.sft, config.plan
     document = _document_tokens(config, sft.data, sft.limits)
-    work = Workload(sft.batch_sequences * document, document)
+    batch_tokens = sft.batch_rows * sft.limits.row_tokens if sft.batch_rows else (sft.batch_sequences or 0) * document
+    work = Workload(batch_tokens, document)
     tokens = plan.tokens or (sft.data.expected_tokens * sft.num_epochs if sft.data.expected_tokens else None)
     num_steps = tokens / work.tokens if tokens else (float(sft.num_steps) if sft.num_steps else None)
     asked = _asked(config, num_gpus, sft.limits)

@@ -2,56 +2,89 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
 
 import torch
 
 from falcon_h1r.checkpoint.stopping import rows_until_stopped
-from falcon_h1r.config import LimitsConfig, SFTConfig
-from falcon_h1r.data.packing import Document, pack_for_rank
+from falcon_h1r.config import SFTConfig
+from falcon_h1r.data.packing import Document, PackedBatch, pack_for_rank, pack_row_evenly
+from falcon_h1r.data.packing_plan import FALCON_H1_7B, DocumentCost
 from falcon_h1r.distributed.engine import Engine
+from falcon_h1r.sft.corpus import Corpus
 from falcon_h1r.sft.losses import weighted_cross_entropy
+from falcon_h1r.sft.steps import StepPlan, plan_steps
 from falcon_h1r.training_run import SKIPPED, TrainingRun
-from falcon_h1r.types import InputError, content_hash
 
 
-def train_sft(run: TrainingRun, documents: Sequence[Document], config: SFTConfig, seed: int) -> None:
-    """Train on `documents` for the steps that are left of the run."""
-    engine = run.engine
+def train_sft(
+    run: TrainingRun, documents: Sequence[Document], config: SFTConfig, seed: int, plan: StepPlan | None = None
+) -> None:
+    """Train on `documents` for the steps that are left of the run.
+
+    Args:
+        plan: which of them a step learns from; None: as the config says.
+    """
+    engine, world = run.engine, run.engine.world
+    corpus = Corpus.whole(documents)
+    plan = plan or plan_steps(config, corpus.lengths, seed)
     engine.model.train()
     for step in run.steps():
         started = time.perf_counter()
-        take = partial(step_documents, documents, step, config.batch_sequences, seed)
-        metrics = train_step(engine, take(), config.limits.row_tokens)
+        dealt = plan.rows(step, world.data_size)
+        rows = rows_of_rank(corpus, dealt, world.data_rank, world.data_size, world.sequence.size)
+        metrics = learn(engine, rows, config.denominator) | count_documents(corpus, dealt)
         metrics["tokens_per_second"] = metrics["tokens"] / (time.perf_counter() - started)
         run.progress.advance(1, int(metrics["tokens"]), loss=metrics["loss"])
-        run.finish_step(metrics, take)
+        shared = _places(dealt)
+        run.finish_step(metrics, partial(_documents, corpus, dealt), (), shared)
 
 
-def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> dict[str, float]:
-    """One optimizer step on the documents of the global batch: pack -> denominators -> learn.
+def rows_of_rank(
+    documents: Sequence[Document], dealt: Sequence[Sequence[int]], rank: int, num_ranks: int, multiple_of: int = 1
+) -> list[PackedBatch]:
+    """A rank's rows of a step, as its plan has dealt them; no other documents are read."""
+    return [pack_row_evenly([documents[index] for index in row], multiple_of) for row in dealt[rank::num_ranks]]
+
+
+def train_step(
+    engine: Engine,
+    batch: Sequence[Document],
+    row_tokens: int,
+    denominator: str = "weights",
+    cost: DocumentCost = FALCON_H1_7B,
+) -> dict[str, float]:
+    """One optimizer step on given documents: pack -> denominators -> learn.
 
     Raises:
         StopRequested: on every rank, with gradients to discard.
     """
     world = engine.world
-    rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size)
+    rows = pack_for_rank(batch, row_tokens, world.data_rank, world.data_size, world.sequence.size, cost)
+    return learn(engine, rows, denominator) | count_documents(Corpus.whole(batch), [range(len(batch))])
+
+
+def learn(engine: Engine, rows: Sequence[PackedBatch], denominator: str) -> dict[str, float]:
+    """One optimizer step on this rank's rows; every rank has equally many.
+
+    Raises:
+        StopRequested: on every rank, with gradients to discard.
+    """
+    world = engine.world
     weighted, unweighted = world.sum_over_data(  # before the first backward
         [
             sum(row.loss_weights.sum(dtype=torch.float64).item() for row in rows),
             sum((row.loss_weights != 0).sum().item() for row in rows),
         ]
     )
+    divisor = weighted if denominator == "weights" else unweighted
     learning_rate = engine.learning_rate
     local_loss, local_nll = 0.0, 0.0
     for row in rows_until_stopped(engine, rows):
         logprobs, _ = engine.logprobs(row)
-        loss = weighted_cross_entropy(logprobs, row, weighted)
+        loss = weighted_cross_entropy(logprobs, row, divisor)
         engine.backward(loss)
         local_loss += loss.item()
         local_nll -= logprobs.detach().sum().item()
@@ -63,100 +96,30 @@ def train_step(engine: Engine, batch: Sequence[Document], row_tokens: int) -> di
         "learning_rate": learning_rate,
         "grad_norm": outcome.grad_norm,
         SKIPPED: float(not outcome.applied),
-        "tokens": float(sum(len(document) for document in batch)),
         "loss_tokens": unweighted,
         "loss_weight": weighted,
-        "sequences": float(len(batch)),
     }
 
 
-def step_documents(documents: Sequence[Document], step: int, batch_sequences: int, seed: int) -> list[Document]:
-    """The documents of a step: epochs shuffled by (seed, epoch), laid end to end and cut into batches.
-
-    A function of the step alone, so that nothing but the step has to be remembered to resume.
-    """
-    first = step * batch_sequences
-    places = (divmod(position, len(documents)) for position in range(first, first + batch_sequences))
-    return [documents[epoch_order(len(documents), epoch, seed)[index]] for epoch, index in places]
-
-
-@lru_cache(maxsize=2)  # a step asks for its own epoch's, and at a border for the next one's
-def epoch_order(num_documents: int, epoch: int, seed: int) -> tuple[int, ...]:
-    """A permutation of the documents, from seed and epoch alone."""
-    order = list(range(num_documents))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return tuple(order)
+def count_documents(corpus: Corpus, rows: Sequence[Sequence[int]]) -> dict[str, float]:
+    """What a step learnt from, over all ranks, by lengths alone."""
+    taken = [index for row in rows for index in row]
+    return {
+        "tokens": float(corpus.lengths[taken].sum()),
+        "sequences": float(len(taken)),
+        "truncated_sequences": float(corpus.truncated[taken].sum()),
+    }
 
 
-class TrainingData:
-    """What a resumed run has to find again: the same documents in the same order, told by uids and lengths."""
-
-    def __init__(self, documents: Sequence[Document], path: str) -> None:
-        self._path = path
-        told = "\n".join(f"{document.uid} {len(document)}" for document in documents)
-        self._state = {"num_documents": len(documents), "hash": content_hash(told)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            InputError: where the data is not that of the checkpoint.
-        """
-        if state != self._state:
-            raise InputError(
-                f"sft.data.path={self._path}: {self._state['num_documents']} documents that are not the "
-                f"{state['num_documents']} the run was begun with"
-            )
+def _documents(corpus: Corpus, rows: Sequence[Sequence[int]]) -> list[Document]:
+    """Row after row."""
+    return [corpus[index] for row in rows for index in row]
 
 
-def total_steps(config: SFTConfig, num_documents: int) -> int:
-    """Optimizer steps of the run: as configured, or as many as the epochs need."""
-    if config.num_steps is not None:
-        return config.num_steps
-    return max(1, round(config.num_epochs * num_documents / config.batch_sequences))
-
-
-@dataclass(frozen=True, slots=True)
-class FittedDocuments:
-    """What is left within the limits, and what was not."""
-
-    documents: list[Document]
-    num_dropped: int
-    num_trimmed: int
-    num_weightless: int  # of weight 0: nothing to learn from
-
-
-def fit_documents(documents: Sequence[Document], limits: LimitsConfig, overlong: str) -> FittedDocuments:
-    """Drop, or where `overlong` is "trim" cut on the right, traces beyond the limits. Nothing goes uncounted.
-
-    Raises:
-        InputError: where nothing is left to train on.
-    """
-    kept: list[Document] = []
-    dropped = trimmed = weightless = 0
-    for document in documents:
-        if not any(document.loss_weights):
-            weightless += 1
-            continue
-        prompt = prompt_length(document)
-        if prompt <= limits.prompt_tokens and len(document) - prompt <= limits.response_tokens:
-            kept.append(document)
-        elif overlong == "trim" and prompt <= limits.prompt_tokens:
-            end = prompt + limits.response_tokens
-            kept.append(replace(document, input_ids=document.input_ids[:end], loss_weights=document.loss_weights[:end]))
-            trimmed += 1
-        else:
-            dropped += 1
-    if not kept:
-        raise InputError(
-            f"sft.limits: none of {len(documents)} traces fits prompt_tokens={limits.prompt_tokens} and "
-            f"response_tokens={limits.response_tokens}"
-        )
-    return FittedDocuments(kept, dropped, trimmed, weightless)
-
-
-def prompt_length(document: Document) -> int:
-    """Tokens before the first that carries loss."""
-    return next(index for index, weight in enumerate(document.loss_weights) if weight != 0)
+def _places(rows: Sequence[Sequence[int]]) -> list[range]:
+    """Where each row's documents stand in `_documents`."""
+    places, first = [], 0
+    for row in rows:
+        places.append(range(first, first + len(row)))
+        first += len(row)
+    return places

@@ -10,7 +10,7 @@ import torch
 
 from falcon_h1r.config import Config, ModelConfig, OptimizerConfig
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.distributed.batch_scaling import describe_scaling, mean_batch_tokens, scaled_to_batch
+from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe
 from falcon_h1r.types import InputError
@@ -38,10 +38,6 @@ def test_without_a_reference_nothing_is_scaled() -> None:
     settings = OptimizerConfig(learning_rate=1e-3)
     assert scaled_to_batch(settings, 4_000.0) is settings
     assert describe_scaling(settings, 4_000.0) == "learning rate 0.001"
-
-
-def test_a_batch_holds_its_sequences_mean_lengths() -> None:
-    assert mean_batch_tokens([range(10), range(20), range(60)], batch_sequences=4) == 120.0
 
 
 def test_the_rate_is_told_with_its_origin() -> None:

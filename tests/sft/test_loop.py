@@ -1,4 +1,4 @@
-"""Which documents a step sees, and what the limits do to them."""
+"""A step of the cold start: its documents, its loss, and what is counted of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from falcon_h1r.config import LimitsConfig, OptimizerConfig, SFTConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
-from falcon_h1r.sft.loop import TrainingData, fit_documents, step_documents, total_steps, train_step
+from falcon_h1r.sft.corpus import fit_documents
+from falcon_h1r.sft.loop import train_step
 from falcon_h1r.sft.losses import weighted_cross_entropy
-from falcon_h1r.types import InputError
+from falcon_h1r.sft.steps import step_documents, total_steps
 
 ALONE = World(0, 1, torch.device("cpu"))
+PLAIN = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_grad_norm=0.0, schedule="constant")
 
 
 @given(num_documents=st.integers(1, 30), batch=st.integers(1, 12), seed=st.integers(0, 3))
@@ -56,6 +58,47 @@ def test_a_step_does_not_depend_on_how_its_documents_fill_rows(tiny_model, rando
         assert (weights - results[0][1]).abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("denominator", ["weights", "tokens"])
+def test_gradients_are_the_same_on_any_number_of_ranks(
+    tiny_model, random_documents, run_on_ranks, denominator: str
+) -> None:
+    documents = random_documents([20, 7, 13, 4, 31, 9])
+
+    def work(world: World) -> tuple[float, torch.Tensor]:
+        engine = TorchEngine(copy.deepcopy(tiny_model), PLAIN, 1, world)
+        loss = train_step(engine, documents, 32, denominator)["loss"]
+        own = [(f.name, f.start, f.tensors["exp_avg"].flatten()) for f in engine.fragments()]
+        parts = sorted((part for rank in world.gather(own) for part in rank), key=lambda part: part[:2])
+        return loss, torch.cat([tensor for _, _, tensor in parts])
+
+    (loss, gradient), *others = [work(ALONE), *run_on_ranks(2, work)]
+    assert gradient.norm() > 0
+    for other_loss, other_gradient in others:
+        assert other_loss == pytest.approx(loss, rel=1e-10)
+        assert (other_gradient - gradient).norm() < 1e-10 * gradient.norm()
+
+
+def test_the_denominators_differ_by_the_mean_weight(tiny_model, random_documents) -> None:
+    """Of the loss and of its gradient: sum of weights over number of tokens."""
+    found = {}
+    for denominator in ("weights", "tokens"):
+        engine = TorchEngine(copy.deepcopy(tiny_model), PLAIN, 1, ALONE)
+        metrics = train_step(engine, random_documents([20, 7, 13]), 64, denominator)
+        gradient = torch.cat([f.tensors["exp_avg"].flatten() for f in engine.fragments()])
+        found[denominator] = metrics["loss"], gradient
+    mean_weight = metrics["loss_weight"] / metrics["loss_tokens"]
+    assert mean_weight != 1
+    assert found["tokens"][0] == pytest.approx(found["weights"][0] * mean_weight, rel=1e-12)
+    assert torch.allclose(found["tokens"][1], found["weights"][1] * mean_weight, rtol=1e-10, atol=1e-15)
+
+
+def test_a_step_counts_what_was_cut(tiny_model) -> None:
+    documents = [Document([1, 2, 3, 4], [0, 1, 1, 1]), Document([5, 6], [0, 1])]
+    fitted = fit_documents(documents, LimitsConfig(prompt_tokens=4, response_tokens=2, row_tokens=8), "trim")
+    metrics = train_step(TorchEngine(tiny_model, PLAIN, 1, ALONE), fitted.documents, 8)
+    assert (metrics["sequences"], metrics["truncated_sequences"], metrics["tokens"]) == (2, 1, 5)
+
+
 def test_training_lowers_the_loss(tiny_model, random_documents) -> None:
     documents = random_documents([20, 7, 13, 4])
     engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-2, schedule="constant"), 30, ALONE)
@@ -63,31 +106,6 @@ def test_training_lowers_the_loss(tiny_model, random_documents) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_overlong_traces_are_dropped_or_trimmed_and_counted() -> None:
-    def trace(prompt: int, response: int) -> Document:
-        return Document([1] * (prompt + response), [0.0] * prompt + [1.0] * response)
-
-    documents = [trace(4, 6), trace(4, 9), trace(7, 2)]
-    limits = LimitsConfig(prompt_tokens=5, response_tokens=6, row_tokens=16)
-    dropped = fit_documents(documents, limits, "drop")
-    assert ([len(d) for d in dropped.documents], dropped.num_dropped, dropped.num_trimmed) == ([10], 2, 0)
-    trimmed = fit_documents(documents, limits, "trim")
-    assert ([len(d) for d in trimmed.documents], trimmed.num_dropped, trimmed.num_trimmed) == ([10, 10], 1, 1)
-    weightless = fit_documents([*documents[:1], Document([1, 2], [0.0, 0.0])], limits, "drop")
-    assert (len(weightless.documents), weightless.num_weightless) == (1, 1)
-    with pytest.raises(InputError, match="none of 1 traces fits"):
-        fit_documents(documents[2:], limits, "trim")
-
-
 def test_steps_follow_from_epochs_unless_given() -> None:
-    assert total_steps(SFTConfig(num_epochs=3, batch_sequences=512), 3_110_000) == 18_223
+    assert total_steps(SFTConfig(num_epochs=3), 3_110_000 / 512) == 18_223
     assert total_steps(SFTConfig(num_steps=7), 10) == 7
-
-
-def test_a_run_does_not_go_on_with_other_data(random_documents) -> None:
-    documents = random_documents([5, 6, 7])
-    begun = TrainingData(documents, "traces.jsonl").state_dict()
-    TrainingData(documents, "moved.jsonl").load_state_dict(begun)
-    for other in (documents[:2], documents[::-1], random_documents([5, 6, 8])):
-        with pytest.raises(InputError, match="sft.data.path=traces.jsonl: . documents that are not the 3 the run"):
-            TrainingData(other, "traces.jsonl").load_state_dict(begun)
