@@ -17,8 +17,15 @@ def source_files(source: SourceConfig) -> list[Path]:
     """The files that a source names, sorted by name; a folder gives those in it that have a known ending.
 
     Raises:
-        InputError: where there are none, or one is packed in a way that is not read.
+        InputError: where there are none, they cannot be looked for, or one is packed in a way that is not read.
     """
+    try:
+        return _source_files(source)
+    except OSError as error:
+        raise InputError(f"{source.path}: cannot be read ({error.strerror})") from None
+
+
+def _source_files(source: SourceConfig) -> list[Path]:
     assert source.path is not None
     path = Path(source.path)
     if path.is_dir():
