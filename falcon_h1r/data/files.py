@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def name_in_source(source: SourceConfig, file: str | Path) -> str:
     if _is_pattern(source.path):
         parts = root.parts
         root = Path(*parts[: next(index for index, part in enumerate(parts) if set(part) & _WILD)])
-    return Path(file).relative_to(root).as_posix() if Path(file) != root and root.is_dir() else Path(file).name
+    name = Path(file).relative_to(root).as_posix() if Path(file) != root and root.is_dir() else Path(file).name
+    return os.fsencode(name).decode(errors="backslashreplace")  # a name that is not UTF-8 goes into text
 
 
 def _is_pattern(path: str) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from glob import glob
 from pathlib import Path
@@ -175,21 +175,20 @@ def _publish(
     """Write the files that stay, the summary last, and remove the work."""
     lay_down(corpus, reduced.mix, files, folder / TRACES)
     concatenate([one.dropped for one in files], folder / DROPPED)
-    notes = [one.read_notes() for one in judged]
-    rendered = [one.read() for one in files]
+    notes = [one.read_notes(with_places=False) for one in judged]
     summary = summarise(corpus, reduced, notes, config)
-    _write_json(folder / EXAMPLES, _first_examples(rendered))
-    disagreements = [row for one in rendered for row in one.disagreements]
-    if disagreements:
+    _write_json(folder / EXAMPLES, _first_examples(one.read() for one in files))
+    if any(one.read().disagreements for one in files):
         with new_file(folder / DISAGREEMENTS) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in disagreements).encode())
+            for one in files:
+                file.write("".join(json.dumps(row) + "\n" for row in one.read().disagreements).encode())
     _write_json(folder / THROUGHPUT, throughput(notes, corpus))
     _write_json(folder / SUMMARY, summary)
     shutil.rmtree(folder / WORK)
     return summary
 
 
-def _first_examples(rendered: Sequence[Rendered], most: int = 3) -> dict[str, list[dict[str, Any]]]:
+def _first_examples(rendered: Iterable[Rendered], most: int = 3) -> dict[str, list[dict[str, Any]]]:
     """A few dropped traces of each reason, the first in the corpus."""
     examples: dict[str, list[dict[str, Any]]] = {}
     for one in rendered:

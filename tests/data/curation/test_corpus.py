@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,13 @@ def test_verdicts_that_differ_from_the_sources_are_listed(config: Config, tmp_pa
     assert (summary["verdicts"]["given_by_source"], summary["verdicts"]["agreeing"]) == (1, 0)
     (row,) = (json.loads(line) for line in (tmp_path / "run" / "disagreements.jsonl").read_text().splitlines())
     assert (row["given"], row["verdict"], row["origin"]) == (False, "correct", "math:1.jsonl:1")
+
+
+def test_origins_stand_whatever_a_file_is_called(config: Config, tmp_path: Path) -> None:
+    os.rename(tmp_path / "math" / "0.jsonl", tmp_path / "math" / "a\nb.jsonl")
+    os.rename(tmp_path / "math" / "1.jsonl", os.fsencode(tmp_path / "math") + b"/\xff.jsonl")
+    config.curate.decontamination.sets = {}
+    run(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    files = {row["detail"].split(":")[1] for row in rows if row["reason"] == "duplicate"}
+    assert files == {"a\nb.jsonl", "\\xff.jsonl", "0.jsonl", "1.jsonl"}
