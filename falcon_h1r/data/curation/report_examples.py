@@ -36,7 +36,7 @@ MEANINGS = {
     "second_check": "Right by the verifier, wrong by the second check.",
     "no_weight": "Its difficulty has a loss weight of 0.",
     DUPLICATE: "Nearly the same as a row that was kept.",
-    "enough_of_problem": "The problem has as many shorter traces as are kept of one.",
+    "enough_of_problem": "The problem has as many earlier traces as are kept of one.",
     "enough_of_domain": "Its domain already has its share of the mix.",
     "unreadable": "The row could not be read.",
 }
