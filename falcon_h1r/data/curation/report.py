@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup, escape
 
+from falcon_h1r.data.curation.facts import new_file
 from falcon_h1r.data.curation.report_content import MAX_DISAGREEMENTS, CurationFolder, build_content
 from falcon_h1r.page import render_page
 from falcon_h1r.types import InputError
@@ -36,7 +37,8 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     page = render_page(TEMPLATE, build_content(read_curation(folder)), {"breakable": _breakable})
     path = folder / PAGE
-    path.write_bytes(page.encode())
+    with new_file(path) as file:
+        file.write(page.encode())
     return path
 
 
