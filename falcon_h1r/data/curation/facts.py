@@ -7,6 +7,7 @@ read). The last is written last: a chunk that has one has been judged.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -156,11 +157,9 @@ class ChunkFiles:
         return self.notes.is_file()
 
     def write(self, writer: FactsWriter, signatures: NDArray[np.uint32] | None) -> None:
-        with new_file(self.facts) as file:
-            np.save(file, writer.facts)
+        _write_array(self.facts, writer.facts)
         if signatures is not None:
-            with new_file(self.signatures) as file:
-                np.save(file, signatures)
+            _write_array(self.signatures, signatures)
         with new_file(self.origins) as file:
             file.write(json.dumps(writer.origins).encode())
         with new_file(self.notes) as file:
@@ -177,6 +176,13 @@ class ChunkFiles:
     def read_origins(self) -> list[str]:
         origins: list[str] = json.loads(self.origins.read_bytes())
         return origins
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    with new_file(path) as file:
+        file.write(content.getbuffer())  # a full disk is told as such, which numpy's own writing does not
 
 
 @contextmanager
