@@ -127,7 +127,7 @@ class CurateConfig:
     max_row_megabytes: float = 32.0
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     keep_teacher: Optional[str] = None  # one teacher's traces; by_coverage: of most solved problems; null keeps all
-    traces_per_problem: Optional[int] = None  # kept of one problem, the shortest first; null: all
+    traces_per_problem: Optional[int] = None  # the first so many of each problem are kept; null: all
     tokenizer: Optional[str] = None  # whose tokens are counted; null: model.path's, or an estimate
     characters_per_token: float = 3.0  # of that estimate
     filters: TraceFiltersConfig = field(default_factory=TraceFiltersConfig)

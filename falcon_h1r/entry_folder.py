@@ -74,14 +74,17 @@ def open_run(config: Config, stage: str, num_ranks: int) -> OpenRun:
     """Make the run folder, or enter it again; lock it for as long as this process lives; write config.yaml into it.
 
     Raises:
-        InputError: as `check_folder` does, and where another process holds the run.
+        InputError: as `check_folder` does, where another process holds the run, and where nothing can be written.
     """
-    if config.run_dir is None:
-        folder = make_free_folder(Path("runs") / (config.name if config.name != "run" else stage))
-    else:
-        folder = Path(config.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-    _lock(folder)
+    try:
+        if config.run_dir is None:
+            folder = make_free_folder(Path("runs") / (config.name if config.name != "run" else stage))
+        else:
+            folder = Path(config.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+    except OSError as error:
+        raise InputError(f"run_dir={config.run_dir}: cannot be written to ({error.strerror})") from None
     check_folder(config)  # again: who held the lock before may have begun a run meanwhile
     goes_on = (folder / CONFIG_FILE).exists()
     if goes_on:

@@ -37,16 +37,25 @@ def check(config: Config) -> None:
 
 def curate(config: Config, folder: Path, world: World) -> Path:
     """Run the stage on the main rank, or what is left of it; the others wait."""
-    if not (config.resume and world.on_main((folder / "summary.json").is_file)):
-        world.on_main(lambda: _curate(config, folder, world))
+    world.on_main(lambda: _curate(config, folder, world))
     return folder
 
 
 def _curate(config: Config, folder: Path, world: World) -> None:
+    from falcon_h1r.data.curation.corpus import SUMMARY, remove_work
+    from falcon_h1r.data.curation.report import write_report
+
+    if not (config.resume and (folder / SUMMARY).is_file()):
+        _curate_into(folder, config, world)
+    if (folder / SUMMARY).is_file():  # of a shard there is none
+        write_report(folder)
+        remove_work(folder)
+
+
+def _curate_into(folder: Path, config: Config, world: World) -> None:
     from rich.console import Console
 
     from falcon_h1r.data.curation.corpus import WORK, curate_corpus
-    from falcon_h1r.data.curation.report import write_report
     from falcon_h1r.data.synthetic import write_corpus
     from falcon_h1r.progress import ProgressReporter
 
@@ -63,7 +72,6 @@ def _curate(config: Config, folder: Path, world: World) -> None:
             world.watch.check,
         )
     if summary:
-        write_report(folder)
         print("curate: " + " -> ".join(f"{count:,} {step}" for step, count in summary["funnel"].items()), flush=True)
 
 

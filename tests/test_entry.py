@@ -259,6 +259,13 @@ def test_a_file_system_without_locks_is_warned_of(
     assert "no locks on this file system" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, why in (("file", "File exists"), ("file/run", "Not a directory")):
+        with pytest.raises(InputError, match=rf"^run_dir=.*{folder}: cannot be written to \({why}\)$"):
+            open_run(run_config(tmp_path / folder), "sft", 1)
+
+
 def test_a_folder_is_given_back_only_by_the_run_that_began_in_it(tmp_path: Path) -> None:
     run = open_run(run_config(tmp_path / "run"), "sft", 1)
     (run.folder / "logs").mkdir()

@@ -123,7 +123,8 @@ def _turn(message: Any, source: SourceConfig, marks: tuple[str, str], strip: Cal
         return Turn(role, content), False
     reasoning, content = split_reasoning(strip(content), marks)
     if source.message_reasoning_field is not None and message.get(source.message_reasoning_field) is not None:
-        reasoning = as_text(message[source.message_reasoning_field], source.message_reasoning_field).strip()
+        apart = as_text(message[source.message_reasoning_field], source.message_reasoning_field)
+        reasoning = apart.strip() or reasoning
     return Turn(role, "\n".join(filter(None, (content, *_calls(message)))), reasoning), False
 
 
@@ -193,7 +194,10 @@ def _signatures(row: Row, name: str | None) -> list[str]:
         if not isinstance(tool, Mapping):
             raise InputError(f"field {name!r} has to be a list of objects, not of {json_type(tool)}")
         whole = tool if isinstance(tool.get("function"), Mapping) else {"type": "function", "function": tool}
-        signatures.append(as_json(_without_nulls(whole), name))
+        try:
+            signatures.append(as_json(_without_nulls(whole), name))
+        except RecursionError:
+            raise InputError(f"field {name!r} is nested too deeply") from None
     return signatures
 
 

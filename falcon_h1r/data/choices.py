@@ -57,7 +57,7 @@ def gold_letter(answer: Any, labels: list[str], texts: list[str], name: str) -> 
     by_label = {place for place, label in enumerate(labels) if label.strip() == answer}
     if not (by_text or by_label) and (match := _LETTER.fullmatch(answer)):
         by_label = {place for place, label in enumerate(labels) if label.strip() == match.group(1).upper()}
-    if not (by_text or by_label) and answer.isdecimal() and int(answer) < len(texts):
+    if not (by_text or by_label) and answer.isdecimal() and len(answer) < 10 and int(answer) < len(texts):
         by_label = {int(answer)}
     found = sorted(by_text | by_label)
     if not found:

@@ -13,6 +13,8 @@ from typing import Any
 from falcon_h1r.data.jsonl import json_type
 from falcon_h1r.types import DIFFICULTIES, Difficulty, InputError
 
+LARGEST = 1e9  # of numbers that multiply the loss
+
 Row = Mapping[str, Any]
 
 
@@ -96,12 +98,12 @@ def list_of(row: Row, name: str) -> list[Any]:
 
 
 def number_of(row: Row, name: str) -> float:
-    """A number that is finite and not negative."""
+    """A number from 0 to LARGEST."""
     value = value_of(row, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputError(f"field {name!r} has to be a number, not {json_type(value)}")
-    if not (_is_finite(value) and 0 <= value < 1e300):
-        raise InputError(f"field {name!r} has to be finite and not negative, not {value}")
+    if not (_is_finite(value) and 0 <= value <= LARGEST):
+        raise InputError(f"field {name!r} has to be from 0 to {LARGEST:g}, not {str(value)[:40]}")
     return float(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -17,8 +18,15 @@ def source_files(source: SourceConfig) -> list[Path]:
     """The files that a source names, sorted by name; a folder gives those in it that have a known ending.
 
     Raises:
-        InputError: where there are none, or one is packed in a way that is not read.
+        InputError: where there are none, they cannot be looked for, or one is packed in a way that is not read.
     """
+    try:
+        return _source_files(source)
+    except OSError as error:
+        raise InputError(f"{source.path}: cannot be read ({error.strerror})") from None
+
+
+def _source_files(source: SourceConfig) -> list[Path]:
     assert source.path is not None
     path = Path(source.path)
     if path.is_dir():
@@ -54,7 +62,8 @@ def name_in_source(source: SourceConfig, file: str | Path) -> str:
     if _is_pattern(source.path):
         parts = root.parts
         root = Path(*parts[: next(index for index, part in enumerate(parts) if set(part) & _WILD)])
-    return Path(file).relative_to(root).as_posix() if Path(file) != root and root.is_dir() else Path(file).name
+    name = Path(file).relative_to(root).as_posix() if Path(file) != root and root.is_dir() else Path(file).name
+    return os.fsencode(name).decode(errors="backslashreplace")  # a name that is not UTF-8 goes into text
 
 
 def _is_pattern(path: str) -> bool:

@@ -135,8 +135,8 @@ def json_type(value: Any) -> str:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
-    return names.get(type(value), "an object")
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a value of type {type(value).__name__}")  # as parquet has decimals, dates and bytes
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -26,6 +26,9 @@ _COMMAND = re.compile(
     r"text(?:bf|it|rm|tt|sf)?|math(?:bf|it|rm|tt|sf|bb|cal|frak|scr)|operatorname|boldsymbol|"
     r"[dtc]?frac|sqrt|cdots?|[lv]?dots|times|div|pm|mp|circ|angle|triangle|"
     r"le(?:qslant|q)?|ge(?:qslant|q)?|neq?|approx|equiv|q?quad)"
+    # And what a page from the web leaves: bare tags and entities whose sign is no letter.
+    r"|</?(?:br|p|b|i|u|em|strong|div|span|[uo]l|li|su[bp]|code|pre)\s*/?>"
+    r"|&(?:nbsp|[lg][te]|ne|amp|quot|apos|times|middot|minus|deg|[lr][sd]quo|[nm]dash|hellip|#\d{1,6}|#x[\da-f]{1,6});"
 )
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _LOWER = bytes(ord(chr(byte).lower()) if byte < 128 else byte for byte in range(256))
@@ -58,7 +61,7 @@ _LETTERS = _Letters()
 
 def normalise(text: str) -> str:
     """The letters and digits of a text, in order, case folded."""
-    if "\\" in text:
+    if "\\" in text or "<" in text or "&" in text:
         text = _COMMAND.sub("", text)
     if not text.isascii():
         text = _NOT_ASCII.sub(lambda match: match.group().translate(_LETTERS), text)

@@ -96,6 +96,7 @@ def _batches(file: Any, start: int, end: int) -> Iterator[Any]:
 
 
 def _rows(batch: Any, max_row_bytes: int | None) -> Iterator[dict[str, Any] | Fault]:
+    batch = _without_dictionaries(batch)
     for place in range(batch.num_rows):
         row = batch.slice(place, 1)
         if max_row_bytes is not None and row.nbytes > max_row_bytes:
@@ -103,10 +104,18 @@ def _rows(batch: Any, max_row_bytes: int | None) -> Iterator[dict[str, Any] | Fa
             continue
         try:
             values: dict[str, Any] = row.to_pylist()[0]
-        except ValueError as error:  # text that is not UTF-8, a date beyond Python's
+        except (ValueError, OverflowError, LookupError) as error:  # not UTF-8, a date beyond Python's, no such zone
             yield Fault(f"a value cannot be read ({str(error).split(chr(10))[0]})")
             continue
         yield values
+
+
+def _without_dictionaries(batch: Any) -> Any:
+    """The batch with each row's own values in columns that name them by number: the size of a row is then its own."""
+    import pyarrow as pa
+
+    columns = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def raw_row(row: dict[str, Any]) -> str:

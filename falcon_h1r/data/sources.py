@@ -94,14 +94,17 @@ def read_problems(source: SourceConfig) -> Iterator[Problem]:
     return _read(source, lambda row: [parse(row)])
 
 
-def read_traces(source: SourceConfig) -> Iterator[Trace]:
-    """Traces in the order of the files, one at a time. Empty parts pass: curation counts and drops them."""
+def read_traces(source: SourceConfig, max_row_bytes: int | None = None) -> Iterator[Trace]:
+    """Traces in the order of the files, one at a time. Empty parts pass: curation counts and drops them.
+
+    A row longer than `max_row_bytes` is an error, and not held in memory.
+    """
     adapter = _adapter(source)
     if source.curated:
-        return _read(source, lambda row: [own_trace(row)])
+        return _read(source, lambda row: [own_trace(row)], max_row_bytes)
     if not adapter.has_traces:
         raise InputError(f"{source.path}: no reasoning to learn from; set reasoning_field, or answer_after")
-    return _read(source, adapter.traces)
+    return _read(source, adapter.traces, max_row_bytes)
 
 
 def _adapter(source: SourceConfig) -> Adapter:
@@ -111,9 +114,11 @@ def _adapter(source: SourceConfig) -> Adapter:
         raise InputError(f"{source.path}: {error}" if source.path else str(error)) from None
 
 
-def _read(source: SourceConfig, parse: Callable[[Row], Iterable[Record]]) -> Iterator[Record]:
+def _read(
+    source: SourceConfig, parse: Callable[[Row], Iterable[Record]], max_row_bytes: int | None = None
+) -> Iterator[Record]:
     """What up to `limit` rows hold; what is wrong with one is said with its file and line."""
-    for where, row in islice(_rows(source), source.limit):
+    for where, row in islice(_rows(source, max_row_bytes), source.limit):
         if isinstance(row, Fault):
             raise InputError(f"{where}: {row.reason}")
         try:
@@ -123,7 +128,7 @@ def _read(source: SourceConfig, parse: Callable[[Row], Iterable[Record]]) -> Ite
         yield from records
 
 
-def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any] | Fault]]:
+def _rows(source: SourceConfig, max_row_bytes: int | None) -> Iterator[tuple[str, dict[str, Any] | Fault]]:
     """(where it stands, row) of every row of a source."""
     if source.format == "hub":
         for number, row in enumerate(hub_rows(source), start=1):
@@ -132,5 +137,6 @@ def _rows(source: SourceConfig) -> Iterator[tuple[str, dict[str, Any] | Fault]]:
     for file in source_files(source):
         is_parquet = format_of(source, file) == "parquet"
         unit = "row" if is_parquet else "line"
-        for number, found in parquet_rows(file) if is_parquet else jsonl_rows(file):
+        read = parquet_rows if is_parquet else jsonl_rows
+        for number, found in read(file, max_row_bytes=max_row_bytes):
             yield f"{file}, {unit} {number}" if number else str(file), found

@@ -17,6 +17,7 @@ from typing import Any
 from falcon_h1r.types import Trace, Turn
 
 _SHOWN = 80
+_MOST_WRAPPED = 8  # objects around an output that are looked into
 _BEGINNING = 300  # characters of an output in which an error would show
 
 # How an output begins that is an error; what a page or a document says further on is not.
@@ -107,7 +108,7 @@ def _bad_output(output: str) -> str | None:
     return None
 
 
-def _says_error(output: dict[str, Any]) -> bool:
+def _says_error(output: dict[str, Any], most_wrapped: int = _MOST_WRAPPED) -> bool:
     for key in ("error", "errors", "exception", "traceback"):
         value = output.get(key)
         if value is True or (value and not isinstance(value, int | float)):  # a number is an error of measurement
@@ -120,7 +121,8 @@ def _says_error(output: dict[str, Any]) -> bool:
     if str(output.get("status", "")).lower() in _BAD_STATUS:
         return True
     return any(  # {"name": ..., "content": ...} wraps the output itself
-        isinstance(inner := output.get(key), dict) and _says_error(inner) for key in ("content", "result", "output")
+        most_wrapped and isinstance(inner := output.get(key), dict) and _says_error(inner, most_wrapped - 1)
+        for key in ("content", "result", "output")
     )
 
 

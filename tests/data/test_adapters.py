@@ -411,6 +411,7 @@ def test_choices_may_be_fields_each() -> None:
         ({"answer": 3}, "field 'answer': no choice 3 among 3 (they count from 0)"),
         ({"answer": -1}, "field 'answer': no choice -1 among 3 (they count from 0)"),
         ({"answer": "green"}, "field 'answer': 'green' is none of the choices"),
+        ({"answer": "9" * 5000}, f"field 'answer': '{'9' * 40}' is none of the choices"),
         ({"answer": None}, "field 'answer' has to be text or a number, not null"),
         ({"choices": ["red", "red", "x"], "answer": "red"}, "field 'answer': 'red' names more than one of the choices"),
         ({"choices": ["B", "A"], "answer": "A"}, "field 'answer': 'A' names more than one of the choices"),

@@ -216,3 +216,15 @@ def test_broken_calls_and_signatures_are_told() -> None:
     row = {"messages": say(("user", "?"), ("assistant", "!")), "tools": ["weather"]}
     with pytest.raises(InputError, match="field 'tools' has to be a list of objects, not of text"):
         preset("tool_calling").traces(row)
+    deep: Any = {}
+    for _ in range(800):
+        deep = {"properties": deep}
+    row["tools"] = [{"name": "weather", "parameters": deep}]
+    with pytest.raises(InputError, match="field 'tools' is nested too deeply"):
+        preset("tool_calling").traces(row)
+
+
+def test_an_empty_reasoning_apart_leaves_what_the_content_says() -> None:
+    said = {"role": "assistant", "content": "<think>hm</think>Hi!", "reasoning_content": ""}
+    (trace,) = preset("tool_calling").traces({"messages": [{"role": "user", "content": "Hi?"}, said], "tools": None})
+    assert (trace.reasoning, trace.response) == ("hm", "Hi!")

@@ -339,6 +339,24 @@ def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     assert bad.where.endswith(", row 2") and bad.reason.startswith("a value cannot be read ('utf-8' codec")
 
 
+def test_values_in_parquet_beyond_python_are_bad_rows(tmp_path: Path) -> None:
+    columns = {"question": ["a", "b"], "answer": [1, 2], "cot": ["so", "so"]}
+    for kind, value in ((pa.timestamp("s"), 10**15), (pa.duration("s"), 2**62)):
+        pq.write_table(pa.table({**columns, "at": pa.array([0, value], kind)}), tmp_path / "rows.parquet")
+        traces, (bad,) = read_all({"s": SourceConfig(path=str(tmp_path / "rows.parquet"), **COT)}, tmp_path)
+        assert [trace.problem.question for trace in traces] == ["a"]
+        assert bad.where.endswith(", row 2") and bad.reason.startswith("a value cannot be read (")
+
+
+def test_a_row_of_a_dictionary_column_is_as_long_as_its_own_value(tmp_path: Path) -> None:
+    questions = pa.array([f"{number} " + "x" * 100 for number in range(100)]).dictionary_encode()
+    table = pa.table({"question": questions, "answer": list(range(100)), "cot": ["so"] * 100})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = SourceConfig(path=str(tmp_path / "rows.parquet"), **COT)
+    traces, bad = read_all({"s": source}, tmp_path, max_row_bytes=1000)
+    assert len(traces) == 100 and not bad
+
+
 # -----------------------------------------------------------------------------
 # Memory
 

@@ -61,6 +61,7 @@ def questions(name: str, field: str) -> list[str]:
         "Let $( x ,\n\ty)$ be ½",
         r"Let \textbf{(x, y)} be \displaystyle{1 \over 2}".replace(r"\over ", "/"),
         "Ｌｅｔ (𝑥, 𝑦) bé 1⁄2",
+        "<p>Let&nbsp;(<i>x</i>,<br />y)</P> be 1&#x2F;2",
     ],
 )
 def test_spelling_does_not_count(same: str) -> None:
@@ -71,7 +72,9 @@ def test_other_letters_stay() -> None:
     assert normalise("Straße, Ωmega, 数 42") == "strasse" + "ωmega" + "数42"
 
 
-PIECES = st.text() | st.sampled_from([*"\\{}$abcXYZ019éß数½Ⅷ", r"\left", r"\frac", r"\LE", r"\le", "qslant"])
+PIECES = st.text() | st.sampled_from(
+    [*"\\{}$abcXYZ019éß数½Ⅷ", r"\left", r"\frac", r"\LE", r"\le", "qslant", "<br", "/>", "&lt"]
+)
 
 
 @given(st.lists(PIECES).map("".join))
@@ -116,6 +119,7 @@ COPIES: dict[str, Callable[[str], str]] = {
     "upper case": str.upper,
     "small letters": str.lower,
     "without punctuation": lambda text: re.sub(r"[,.?!'$]", "", text),
+    "from a page": lambda text: "<p>" + text.replace(". ", ".<br/>").replace(" ", "&nbsp;") + "</p>",
     "embedded": lambda text: f"{'Some words before it. ' * 100}{text}{' And words after it.' * 100}",
 }
 

@@ -247,6 +247,10 @@ def test_good_calls_pass(good: Trace) -> None:
     assert find_unreliable_call(good) is None
 
 
+def test_an_output_may_be_nested_as_deeply_as_it_likes() -> None:
+    assert find_unreliable_call(chat('{"content":' * 900 + "{}" + "}" * 900)) is None
+
+
 @pytest.mark.parametrize(
     "output",
     [

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from falcon_h1r.data.curation.report import write_report
+from falcon_h1r.data.curation.report_examples import reason_rows
 from falcon_h1r.types import InputError
 
 SCRIPT = "<script>alert('x')</script>"
@@ -368,3 +369,9 @@ def test_the_page_is_written_at_once(tmp_path: Path) -> None:
     started = time.perf_counter()
     write_report(tmp_path)
     assert time.perf_counter() - started < 2.0
+
+
+def test_what_a_detail_has_escaped_stays_written_out() -> None:
+    detail = f"math500 17: 97% of it, {'a' + chr(0) + chr(0x202E) + 'b'!r}"
+    (row,) = reason_rows({"contaminated": 1}, {"contaminated": [{"detail": detail}]})
+    assert "".join(text for text, _ in row["examples"][0]["details"][-1][1]) == "a⟨U+0000⟩⟨U+202E⟩b"

@@ -154,8 +154,9 @@ def test_a_row_that_is_no_problem_is_told_with_its_line(
         ({"who": ["a"]}, "field 'who' has to be text, not a list"),
         ({"w": "1"}, "field 'w' has to be a number, not text"),
         ({"w": None}, "field 'w' has to be a number, not null"),
-        ({"w": -1}, "field 'w' has to be finite and not negative, not -1"),
-        ({"w": float("inf")}, "field 'w' has to be finite and not negative, not inf"),
+        ({"w": -1}, "field 'w' has to be from 0 to 1e+09, not -1"),
+        ({"w": float("inf")}, "field 'w' has to be from 0 to 1e+09, not inf"),
+        ({"w": 1e39}, "field 'w' has to be from 0 to 1e+09, not 1e+39"),
     ],
 )
 def test_a_row_that_is_no_trace_is_told_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
@@ -170,6 +171,13 @@ def test_what_is_wrong_with_the_settings_is_told(tmp_path: Path) -> None:
     assert complaint(check_problems, SourceConfig()) == "path: a file, a folder or a dataset has to be named"
     config = source(tmp_path, OWN, reasoning_field="cot", strip_pattern="<<[")
     assert "strip_pattern=<<[: not a regular expression (unterminated character set" in complaint(check_traces, config)
+
+
+def test_a_path_that_cannot_be_looked_for_is_told() -> None:
+    path = "x" * 5000
+    assert complaint(check_traces, SourceConfig(path=path, reasoning_field="cot")).endswith(
+        "cannot be read (File name too long)"
+    )
 
 
 def test_rows_after_the_limit_are_not_looked_at(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from collections import deque
 from dataclasses import replace
 
 from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config_rules import one_of
 from falcon_h1r.data.adapters import Adapter
+from falcon_h1r.data.curation.reduce import read_pass_rates
 from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.files import source_files
+from falcon_h1r.data.source_checks import DOMAINS
 from falcon_h1r.data.sources import read_traces
 from falcon_h1r.types import InputError
 
@@ -26,6 +29,9 @@ def check_sources(curate: CurateConfig) -> None:
         for key in ("url", "model"):
             if getattr(curate.second_check, key) is None:
                 raise InputError(f"curate.second_check.{key} is not set: filters.second_check=llm needs it")
+    for name in ("domain_token_shares", "domain_samples"):
+        for domain in getattr(curate.mix, name):
+            one_of(f"curate.mix.{name}", domain, DOMAINS)
     for name, source in curate.sources.items():
         Adapter(source, key=f"curate.sources.{name}")
         if source.format == "hub":
@@ -33,5 +39,9 @@ def check_sources(curate: CurateConfig) -> None:
         size = sum(file.stat().st_size for file in source_files(source))
         if curate.on_error == "raise":
             limit = source.limit if size <= READ_WHOLE_BYTES else min(HEAD_ROWS, source.limit or HEAD_ROWS)
-            deque(read_traces(replace(source, limit=limit)), maxlen=0)
+            max_row_bytes = int(curate.max_row_megabytes * 1e6)
+            deque(read_traces(replace(source, limit=limit), max_row_bytes), maxlen=0)
     EvaluationIndex.from_config(curate.decontamination)
+    weights = curate.weights
+    if weights.measured_by == "pass_rate" and weights.pass_rates not in ("traces", "rows"):
+        read_pass_rates(weights.pass_rates)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from glob import glob
 from pathlib import Path
@@ -33,12 +33,22 @@ WORK = "work"  # in the run folder, until the end
 SUMMARY, TRACES, DROPPED = "summary.json", "traces.jsonl", "dropped.jsonl"
 EXAMPLES, DISAGREEMENTS, THROUGHPUT = "dropped_examples.json", "disagreements.jsonl", "throughput.json"
 
+# Settings that judging does not depend on: shards may be merged anew under others.
+NOT_JUDGED_BY = ("work", "mix", "traces_per_problem", "weights", "synthetic")
+
 Check = Callable[[], None]  # raises where the run is to stop
 Reporter = Callable[[int, str], ProgressReporter]  # of a number of chunks and what is done with them
 
 
+def remove_work(folder: Path) -> None:
+    """Once all that stays is there."""
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+
+
 def curate_corpus(config: Config, folder: Path, report: Reporter, check: Check = lambda: None) -> dict[str, Any]:
     """Curate `config.curate.sources` into `folder`, or go on where a kill left it; returns the summary.
+
+    The work stays beside what was written: remove_work.
 
     With `work.shard` only the chunks of that shard are judged, and the summary is empty: the job that merges has it.
 
@@ -78,10 +88,23 @@ def _plan(config: Config, work: Path) -> list[Chunk]:
         return [Chunk(**chunk) for chunk in plan["chunks"]]
     chunks = plan_chunks(config.curate.sources, chunk_bytes, spool)
     files = dict.fromkeys(chunk.path for chunk in chunks)
-    plan = {"chunks": [asdict(chunk) for chunk in chunks], "files": {name: _stamp(name, spool) for name in files}}
+    plan = {
+        "chunks": [asdict(chunk) for chunk in chunks],
+        "files": {name: _stamp(name, spool) for name in files},
+        "settings": _judging_settings(config),
+    }
     with new_file(path) as file:
         file.write(json.dumps(plan).encode())
     return chunks
+
+
+def _judging_settings(config: Config) -> dict[str, Any]:
+    """By key, as JSON has them: what each job of an array has to agree on."""
+    curate = asdict(config.curate)
+    settings = {f"curate.{key}": value for key, value in curate.items() if key not in NOT_JUDGED_BY}
+    settings |= {f"curate.weights.{key}": curate["weights"][key] for key in ("measured_by", "pass_rates")}
+    plain: dict[str, Any] = json.loads(json.dumps(settings | {"model.path": config.model.path}))
+    return plain
 
 
 def _stamp(path: str, spool: Path) -> list[int] | None:
@@ -112,7 +135,7 @@ def _find_judged(chunks: Sequence[Chunk], work: Path, merge: str | None) -> list
     """Each chunk's files, in this run's folder or in those of the shards to merge.
 
     Raises:
-        InputError: where shards were cut otherwise, or a chunk was judged by none.
+        InputError: where shards were cut or judged otherwise, or a chunk was judged by none.
     """
     if merge is None:
         return [ChunkFiles(work, chunk.index) for chunk in chunks]
@@ -121,7 +144,10 @@ def _find_judged(chunks: Sequence[Chunk], work: Path, merge: str | None) -> list
         raise InputError(f"curate.work.merge={merge}: no folder of a shard there")
     own = json.loads((work / "plan.json").read_bytes())
     for folder in folders:
-        if json.loads((folder / "plan.json").read_bytes()) != own:
+        theirs = json.loads((folder / "plan.json").read_bytes())
+        if other := [key for key in own["settings"] if own["settings"][key] != theirs.get("settings", {}).get(key)]:
+            raise InputError(f"{folder.parent}: was judged with another {other[0]} than this run has")
+        if theirs != own:
             raise InputError(f"{folder.parent}: its sources were other files, or cut into other chunks")
     judged = []
     for chunk in chunks:
@@ -172,24 +198,22 @@ def _publish(
     folder: Path,
     config: Config,
 ) -> dict[str, Any]:
-    """Write the files that stay, the summary last, and remove the work."""
+    """Write the files that stay, the summary last; the work may then be removed."""
     lay_down(corpus, reduced.mix, files, folder / TRACES)
     concatenate([one.dropped for one in files], folder / DROPPED)
-    notes = [one.read_notes() for one in judged]
-    rendered = [one.read() for one in files]
+    notes = [one.read_notes(with_places=False) for one in judged]
     summary = summarise(corpus, reduced, notes, config)
-    _write_json(folder / EXAMPLES, _first_examples(rendered))
-    disagreements = [row for one in rendered for row in one.disagreements]
-    if disagreements:
+    _write_json(folder / EXAMPLES, _first_examples(one.read() for one in files))
+    if any(one.read().disagreements for one in files):
         with new_file(folder / DISAGREEMENTS) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in disagreements).encode())
+            for one in files:
+                file.write("".join(json.dumps(row) + "\n" for row in one.read().disagreements).encode())
     _write_json(folder / THROUGHPUT, throughput(notes, corpus))
     _write_json(folder / SUMMARY, summary)
-    shutil.rmtree(folder / WORK)
     return summary
 
 
-def _first_examples(rendered: Sequence[Rendered], most: int = 3) -> dict[str, list[dict[str, Any]]]:
+def _first_examples(rendered: Iterable[Rendered], most: int = 3) -> dict[str, list[dict[str, Any]]]:
     """A few dropped traces of each reason, the first in the corpus."""
     examples: dict[str, list[dict[str, Any]]] = {}
     for one in rendered:

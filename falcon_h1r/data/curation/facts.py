@@ -7,8 +7,10 @@ read). The last is written last: a chunk that has one has been judged.
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -51,12 +53,7 @@ Facts = NDArray[Any]  # of dtype FACTS
 
 def problem_key(uid: str) -> int:
     """64 bits of a uid: those it is written in where it is a content_hash, else of its own hash."""
-    try:
-        if len(uid) == 16:
-            return int(uid, 16)
-    except ValueError:
-        pass
-    return int(content_hash(uid), 16)
+    return int(uid if re.fullmatch("[0-9a-f]{16}", uid) else content_hash(uid), 16)
 
 
 @dataclass(slots=True)
@@ -160,21 +157,32 @@ class ChunkFiles:
         return self.notes.is_file()
 
     def write(self, writer: FactsWriter, signatures: NDArray[np.uint32] | None) -> None:
-        with new_file(self.facts) as file:
-            np.save(file, writer.facts)
+        _write_array(self.facts, writer.facts)
         if signatures is not None:
-            with new_file(self.signatures) as file:
-                np.save(file, signatures)
+            _write_array(self.signatures, signatures)
         with new_file(self.origins) as file:
-            file.write("\n".join(writer.origins).encode())
+            file.write(json.dumps(writer.origins).encode())
         with new_file(self.notes) as file:
             file.write(json.dumps(asdict(writer.notes)).encode())
 
-    def read_notes(self) -> ChunkNotes:
-        return ChunkNotes(**json.loads(self.notes.read_bytes()))
+    def read_notes(self, with_places: bool = True) -> ChunkNotes:
+        """Without what is said of single traces, where the notes of all chunks are held at once."""
+        notes = ChunkNotes(**json.loads(self.notes.read_bytes()))
+        if not with_places:
+            notes.details.clear()
+            notes.disagreements.clear()
+        return notes
 
     def read_origins(self) -> list[str]:
-        return self.origins.read_bytes().decode().split("\n")
+        origins: list[str] = json.loads(self.origins.read_bytes())
+        return origins
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    with new_file(path) as file:
+        file.write(content.getbuffer())  # a full disk is told as such, which numpy's own writing does not
 
 
 @contextmanager
@@ -219,15 +227,16 @@ class CorpusFacts:
 
 def load_corpus(files: Sequence[ChunkFiles]) -> CorpusFacts:
     """Read and join: 56 bytes a trace."""
-    notes = [chunk.read_notes() for chunk in files]
+    notes = [chunk.read_notes(with_places=False) for chunk in files]
     names = {column: sorted({name for note in notes for name in note.names[column]}) for column in NAMED}
+    numbers = {column: {name: place for place, name in enumerate(names[column])} for column in NAMED}
     parts: list[Facts] = []
     for chunk, note in zip(files, notes, strict=True):
         facts = np.load(chunk.facts)
         if facts.dtype != FACTS:
             raise InputError(f"{chunk.facts}: written by another version; curate from the start in a new folder")
         for column in NAMED:
-            places = np.array([names[column].index(name) for name in note.names[column]], dtype=np.int32)
+            places = np.array([numbers[column][name] for name in note.names[column]], dtype=np.int32)
             facts[column] = places[facts[column]] if len(places) else facts[column]
         parts.append(facts)
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)

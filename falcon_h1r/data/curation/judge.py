@@ -24,7 +24,7 @@ from falcon_h1r.data.decontamination import EvaluationIndex
 from falcon_h1r.data.difficulty import hardness
 from falcon_h1r.data.duplicates import signature
 from falcon_h1r.data.filters import EMPTY_ANSWER, NO_BOX, NO_PROGRAM, find_excess, find_fault
-from falcon_h1r.types import InputError, Trace, Verdict
+from falcon_h1r.types import InputError, Problem, Trace, Verdict
 from falcon_h1r.verifier import Verifier
 from falcon_h1r.verifier.code import CodeVerifier
 
@@ -144,7 +144,8 @@ class ChunkJudge:
             verdict = verdicts.get(index)
             if verdict is not None:
                 reason, detail = _reason_of(verdict, objections.get(index, ""))
-            status = verdict.status if verdict is not None else "no_answer" if reason in WITHOUT_ANSWER else ""
+            failed = reason in WITHOUT_ANSWER and _can_be_solved(trace.problem)
+            status = verdict.status if verdict is not None else "no_answer" if failed else ""
             how_hard = hardness(trace.problem) if trace.problem.difficulty == "hard" else 0.0
             judged.append(Judged(reason, detail, status, how_hard, *tokens[index]))
         return judged
@@ -219,6 +220,11 @@ class ChunkJudge:
         prompt = turns or [trace.problem.question]
         count = self._count_tokens
         return sum(count(text) for text in prompt), count(trace.reasoning) + count(trace.response)
+
+
+def _can_be_solved(problem: Problem) -> bool:
+    """Whether there is anything that a trace without an answer has failed at."""
+    return problem.verifiable and (problem.tests is not None or bool(problem.answer.strip()))
 
 
 def _reason_of(verdict: Verdict, objection: str) -> tuple[str, str]:

@@ -94,8 +94,9 @@ def _draw(corpus: CorpusFacts, domain: str, wanted: float, scores: NDArray[np.ui
 
 def _scores(num_traces: int, seed: int) -> NDArray[np.uint64]:
     """(N): numbers as if drawn, from seed and place alone (splitmix64; Steele, Lea and Flood, 2014)."""
+    start = ((seed << 32) ^ (seed >> 32)) % (1 << 64)  # of a seed of any size and sign
     with np.errstate(over="ignore"):
-        mixed = (np.arange(1, num_traces + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (np.arange(1, num_traces + 1, dtype=np.uint64) + np.uint64(start)) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -31,6 +31,7 @@ from falcon_h1r.data.jsonl import read_jsonl
 from falcon_h1r.types import DIFFICULTIES, InputError
 
 DUPLICATE, NO_WEIGHT, ENOUGH_OF_PROBLEM = "duplicate", "no_weight", "enough_of_problem"
+WEIGHT_DIGITS = 6  # after the point, of a weight that is written
 UNKNOWN, EASY, MEDIUM, HARD = -1, *range(len(DIFFICULTIES))
 
 
@@ -196,7 +197,7 @@ def _weigh(corpus: CorpusFacts, weights: DifficultyWeightsConfig, rates: NDArray
         [facts["difficulty"] == EASY, facts["difficulty"] == HARD], [weights.easy, hard], weights.medium
     )
     facts["weight"] *= by_difficulty
-    corpus.drop(facts["weight"] <= 0, NO_WEIGHT)
+    corpus.drop(np.round(facts["weight"], WEIGHT_DIGITS) <= 0, NO_WEIGHT)
 
 
 def _rank_within(problems: NDArray[np.uint64], alive: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
 from falcon_h1r.data.curation.facts import KEPT, VERDICTS, ChunkFiles, ChunkNotes, CorpusFacts, Facts, new_file
 from falcon_h1r.data.curation.judge import OTHER_TEACHER
 from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, Mix
-from falcon_h1r.data.curation.reduce import DUPLICATE, ENOUGH_OF_PROBLEM, NO_WEIGHT, Reduced
+from falcon_h1r.data.curation.reduce import DUPLICATE, ENOUGH_OF_PROBLEM, NO_WEIGHT, WEIGHT_DIGITS, Reduced
 from falcon_h1r.types import DIFFICULTIES, InputError, Trace, to_row
 
 EXAMPLES = 3  # of each reason, in the report
@@ -117,6 +117,7 @@ def render_chunk(
         InputError: where the chunk does not hold what was judged.
     """
     rendered, examples = Rendered(), Counter[str]()
+    disagreements = set(notes.disagreements)
     places = 0
     with ExitStack() as stack:
         dropped = stack.enter_context(new_file(files.dropped))
@@ -139,7 +140,7 @@ def render_chunk(
                 raise _changed(chunk)
             fact = decisions.facts[places]
             reason = decisions.reasons[fact["reason"]]
-            if places in notes.disagreements:
+            if places in disagreements:
                 rendered.disagreements.append(_disagreement(trace, VERDICTS[fact["verdict"]]))
             if reason == KEPT:
                 kept[int(decisions.streams[places])].write(_line(to_row(_graded(trace, fact, decisions, places))))
@@ -170,7 +171,7 @@ def _graded(trace: Trace, fact: Any, decisions: ChunkDecisions, place: int) -> T
             difficulty=None if fact["difficulty"] < 0 else DIFFICULTIES[fact["difficulty"]],
             pass_rate=problem.pass_rate if np.isnan(rate) else round(rate, 6),
         )
-    return replace(trace, problem=problem, weight=round(float(fact["weight"]), 6))
+    return replace(trace, problem=problem, weight=round(float(fact["weight"]), WEIGHT_DIGITS))
 
 
 def _disagreement(trace: Trace, verdict: str) -> dict[str, Any]:

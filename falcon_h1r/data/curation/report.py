@@ -16,15 +16,14 @@ from typing import Any
 import yaml
 from markupsafe import Markup, escape
 
+from falcon_h1r.data.curation.facts import new_file
 from falcon_h1r.data.curation.report_content import MAX_DISAGREEMENTS, CurationFolder, build_content
+from falcon_h1r.data.curation.report_examples import visible
 from falcon_h1r.page import render_page
 from falcon_h1r.types import InputError
 
 PAGE = "data_report.html"
 TEMPLATE = Path(__file__).with_name("data_report.html.j2")
-
-# What a page cannot hold (controls, halves of surrogate pairs) or what would rearrange it (marks of direction).
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def write_report(folder: Path) -> Path:
@@ -36,7 +35,8 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     page = render_page(TEMPLATE, build_content(read_curation(folder)), {"breakable": _breakable})
     path = folder / PAGE
-    path.write_bytes(page.encode())
+    with new_file(path) as file:
+        file.write(page.encode())
     return path
 
 
@@ -67,7 +67,7 @@ def _parse(text: str) -> Any:
 def _visible(value: Any) -> Any:
     """The same with the invisible characters of its texts written out."""
     if isinstance(value, str):
-        return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", value.replace("\r\n", "\n"))
+        return visible(value)
     if isinstance(value, list):
         return [_visible(item) for item in value]
     if isinstance(value, dict):

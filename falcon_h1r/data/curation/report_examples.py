@@ -36,14 +36,22 @@ MEANINGS = {
     "second_check": "Right by the verifier, wrong by the second check.",
     "no_weight": "Its difficulty has a loss weight of 0.",
     DUPLICATE: "Nearly the same as a row that was kept.",
-    "enough_of_problem": "The problem has as many shorter traces as are kept of one.",
+    "enough_of_problem": "The problem has as many earlier traces as are kept of one.",
     "enough_of_domain": "Its domain already has its share of the mix.",
     "unreadable": "The row could not be read.",
 }
 DETAIL_LABELS = {CONTAMINATED: "Found in an evaluation", DUPLICATE: "Duplicate"}
 TEXTS = ("question", "gold", "reasoning", "response", "raw")
 
+# What a page cannot hold (controls, halves of surrogate pairs) or what would rearrange it (marks of direction).
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
 Segments = list[tuple[str, bool]]  # stretches of a text, and whether each is marked
+
+
+def visible(text: str) -> str:
+    """A text with its invisible characters written out."""
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text.replace("\r\n", "\n"))
 
 
 def reason_rows(
@@ -107,7 +115,7 @@ def _match_fields(detail: str) -> list[tuple[str, str]]:
         return [("", detail)]
     problem, overlap, text = parts.groups()
     with suppress(ValueError, SyntaxError):  # cut off
-        text = str(ast.literal_eval(text))
+        text = visible(str(ast.literal_eval(text)))
     return [("Evaluation problem", problem), ("Share of it found", overlap), ("Text found", text)]
 
 

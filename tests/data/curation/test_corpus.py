@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import recipes.curate
 from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.curation.corpus import curate_corpus
+from falcon_h1r.data.curation.check import check_sources
+from falcon_h1r.data.curation.corpus import curate_corpus, remove_work
+from falcon_h1r.data.curation.report import PAGE
+from falcon_h1r.distributed.world import World
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.types import InputError
 
@@ -102,6 +108,7 @@ def test_every_row_comes_out_once_and_the_counts_add_up(config: Config, tmp_path
     for reason in ("no_box", "wrong", "duplicate", "other_teacher"):
         assert summary["dropped_by_reason"][reason] == sum(row["reason"] == reason for row in dropped) > 0
     assert {row["teacher"] for row in kept} == {summary["teacher"]["kept"]}
+    remove_work(tmp_path / "run")
     assert not (tmp_path / "run" / "work").exists()
 
 
@@ -153,6 +160,38 @@ def test_shards_merged_are_the_whole(config: Config, tmp_path: Path) -> None:
     work.shard, work.merge = None, str(tmp_path / "shard-*")
     run(config, tmp_path / "merged")
     assert outputs(tmp_path / "merged") == outputs(tmp_path / "whole")
+
+
+def test_a_run_that_was_killed_after_its_summary_writes_its_page_and_clears_up(config: Config, tmp_path: Path) -> None:
+    world, folder = World(0, 1, torch.device("cpu")), tmp_path / "run"
+    run(config, folder)  # and no further: no page, and all of the work
+    config.resume = True
+    recipes.curate.curate(config, folder, world)
+    page = (folder / PAGE).read_bytes()
+    assert page.rstrip().endswith(b"</html>") and not (folder / "work").exists()
+    config.resume = False
+    recipes.curate.curate(config, tmp_path / "whole", world)
+    assert (tmp_path / "whole" / PAGE).read_bytes() == page and not (tmp_path / "whole" / "work").exists()
+
+
+def test_shards_that_were_judged_by_other_settings_are_refused(config: Config, tmp_path: Path) -> None:
+    work = config.curate.work
+    work.num_shards, work.shard = 2, 0
+    run(config, tmp_path / "shard-0")
+    work.shard, config.curate.filters.max_response_tokens = 1, 50
+    run(config, tmp_path / "shard-1")
+    work.shard, work.merge = None, str(tmp_path / "shard-*")
+    with pytest.raises(InputError, match=r"shard-0: was judged with another curate\.filters than this run has"):
+        run(config, tmp_path / "merged")
+
+
+def test_shards_may_be_mixed_anew(config: Config, tmp_path: Path) -> None:
+    work = config.curate.work
+    work.shard = 0
+    run(config, tmp_path / "shard-0")
+    work.shard, work.merge = None, str(tmp_path / "shard-*")
+    config.curate.mix.domain_token_shares = {"math": 0.5, "science": 0.5}
+    assert abs(run(config, tmp_path / "merged")["token_shares"]["math"]["share"] - 0.5) < 0.005
 
 
 def test_shards_share_what_they_read_of_a_hub_dataset(config: Config, tmp_path: Path) -> None:
@@ -238,3 +277,30 @@ def test_verdicts_that_differ_from_the_sources_are_listed(config: Config, tmp_pa
     assert (summary["verdicts"]["given_by_source"], summary["verdicts"]["agreeing"]) == (1, 0)
     (row,) = (json.loads(line) for line in (tmp_path / "run" / "disagreements.jsonl").read_text().splitlines())
     assert (row["given"], row["verdict"], row["origin"]) == (False, "correct", "math:1.jsonl:1")
+
+
+def test_origins_stand_whatever_a_file_is_called(config: Config, tmp_path: Path) -> None:
+    os.rename(tmp_path / "math" / "0.jsonl", tmp_path / "math" / "a\nb.jsonl")
+    os.rename(tmp_path / "math" / "1.jsonl", os.fsencode(tmp_path / "math") + b"/\xff.jsonl")
+    config.curate.decontamination.sets = {}
+    run(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    files = {row["detail"].split(":")[1] for row in rows if row["reason"] == "duplicate"}
+    assert files == {"a\nb.jsonl", "\\xff.jsonl", "0.jsonl", "1.jsonl"}
+
+
+def test_what_would_only_be_missed_at_the_end_is_looked_for_first(config: Config, tmp_path: Path) -> None:
+    config.curate.weights.measured_by = "pass_rate"
+    config.curate.weights.pass_rates = str(tmp_path / "rates.jsonl")
+    with pytest.raises(InputError, match=r"rates\.jsonl: no such file"):
+        check_sources(config.curate)
+    (tmp_path / "rates.jsonl").write_text('{"uid": "7", "pass_rate": 0.5}\n')
+    check_sources(config.curate)
+    config.curate.max_row_megabytes = 0.001
+    with open(tmp_path / "math" / "1.jsonl", "a") as file:
+        file.write("[" + "1," * 1000 + "1]")
+    with pytest.raises(InputError, match="longer than 1,000 bytes"):
+        check_sources(config.curate)
+    config.curate.mix.domain_samples = {"sports": 10}
+    with pytest.raises(InputError, match=r"curate\.mix\.domain_samples=sports: not one of math, code"):
+        check_sources(config.curate)

@@ -147,6 +147,14 @@ def test_a_verdict_that_the_machines_load_decided_is_asked_again() -> None:
     assert one.reason == "" and not stages
 
 
+def test_only_what_can_be_solved_can_be_failed_at() -> None:
+    chat = {"gold": "", "domain": "other", "verifiable": False}
+    traces = [trace(response="none"), trace(response=""), trace(gold=""), trace(response="", **chat)]
+    judged = judge_of().judge(traces)
+    assert [one.verdict for one in judged] == ["no_answer", "no_answer", "", ""]
+    assert [one.reason for one in judged] == ["no_box", "empty_answer", "empty_answer", "empty_answer"]
+
+
 def test_facts_say_what_was_judged() -> None:
     traces = [trace(given=False, difficulty="hard"), trace(teacher="b", response=r"\boxed{3}", pass_rate=0.25)]
     writer = FactsWriter("s")

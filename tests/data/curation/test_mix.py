@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from falcon_h1r.config_data import MixConfig
 from falcon_h1r.data.curation.facts import FACTS, CorpusFacts
-from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, mix_domains
+from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, _scores, mix_domains
 from falcon_h1r.types import InputError
 
 REPORTED = {"math": 0.568, "code": 0.298, "science": 0.071, "other": 0.064}
@@ -115,3 +115,8 @@ def test_without_shares_order_is_kept() -> None:
 def test_shares_that_cannot_be_had_are_a_mistake(config: MixConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         mix_domains(corpus_of(["a"] * 100 + ["b"] * 10, [10] * 110), config, seed=0)
+
+
+def test_a_seed_may_be_of_any_size_and_sign() -> None:
+    draws = [tuple(_scores(3, seed).tolist()) for seed in (0, 1, -1, 2**32, 2**40)]
+    assert len(set(draws)) == len(draws)

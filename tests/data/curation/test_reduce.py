@@ -140,6 +140,18 @@ def test_labels_weigh_as_the_report_says_and_a_sources_own_weight_multiplies() -
     assert corpus.facts["weight"].tolist() == [1.0, 2.0, 3.5, 2.0]
 
 
+@pytest.mark.parametrize("uid", ["-000000000000001", "0x00000000000001", "00000000_0000001", "ABCDEFABCDEFABCD", "7"])
+def test_a_uid_that_only_looks_like_a_hash_is_hashed(uid: str) -> None:
+    assert problem_key(uid) == int(content_hash(uid), 16)
+    assert problem_key(content_hash(uid)) == int(content_hash(uid), 16)
+
+
+def test_a_weight_that_is_written_as_zero_drops() -> None:
+    corpus = corpus_of({"weight": 1e-8}, {"weight": 1e-6})
+    reduce(corpus)
+    assert reasons(corpus) == ["no_weight", ""]
+
+
 def test_a_weight_of_zero_drops() -> None:
     corpus = corpus_of({"difficulty": "easy"}, {"difficulty": "medium"}, {"weight": 0.0})
     reduce(corpus, weights=DifficultyWeightsConfig(easy=0.0))
