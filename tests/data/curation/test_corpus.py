@@ -165,10 +165,12 @@ def test_shards_merged_are_the_whole(config: Config, tmp_path: Path) -> None:
 def test_a_run_that_was_killed_after_its_summary_writes_its_page_and_clears_up(config: Config, tmp_path: Path) -> None:
     world, folder = World(0, 1, torch.device("cpu")), tmp_path / "run"
     run(config, folder)  # and no further: no page, and all of the work
+    (folder / ".traces.jsonl.7.partial").touch()
     config.resume = True
     recipes.curate.curate(config, folder, world)
     page = (folder / PAGE).read_bytes()
     assert page.rstrip().endswith(b"</html>") and not (folder / "work").exists()
+    assert not list(folder.glob(".*.partial"))
     config.resume = False
     recipes.curate.curate(config, tmp_path / "whole", world)
     assert (tmp_path / "whole" / PAGE).read_bytes() == page and not (tmp_path / "whole" / "work").exists()
