@@ -31,6 +31,9 @@ def check_curate(curate: CurateConfig) -> None:
     at_least("curate.second_check.concurrency", curate.second_check.concurrency, 1)
     at_least("curate.second_check.max_tokens", curate.second_check.max_tokens, 1)
     at_least("curate.second_check.timeout_seconds", curate.second_check.timeout_seconds, 0.001)
+    url = curate.second_check.url
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise InputError(f"curate.second_check.url={url}: has to begin with http:// or https://")
     for name in curate.filters.keep_unproved:
         one_of("curate.filters.keep_unproved", name, UNPROVED_KINDS)
     _check_weights(curate.weights)

@@ -68,11 +68,12 @@ class Adapter:
             turns, _ = split_conversation(turns, self.source.messages_field)
         return self._chat_problem(row, turns, require_gold=True)
 
-    def traces(self, row: Row, origin: str = "") -> list[Trace]:
+    def traces(self, row: Row, origin: str = "", with_empty: bool = False) -> list[Trace]:
         """The traces of a row, in its order. Empty parts pass: curation counts and drops them.
 
         Args:
             origin: of the row; its generations are told apart by "#1", "#2", ...
+            with_empty: whether a generation that is null is a trace that says nothing, and so is a row without any.
         """
         source = self.source
         if source.messages_field is not None:
@@ -86,9 +87,13 @@ class Adapter:
             return [Trace(problem, teacher or UNKNOWN, reasoning, response, weight, (), origin, verdict)]
         traces = []
         for number, name, text, verdict in self._generations(row):
-            reasoning, response = self._split_generation(text, problem)
+            if text is None and not with_empty:
+                continue
+            reasoning, response = self._split_generation(text or "", problem)
             its_origin = f"{origin}#{number}" if origin else ""
             traces.append(Trace(problem, teacher or name, reasoning, response, weight, (), its_origin, verdict))
+        if with_empty and not traces:
+            traces.append(Trace(problem, teacher or UNKNOWN, "", "", weight, (), origin))
         return traces
 
     # -------------------------------------------------------------------------
@@ -151,8 +156,8 @@ class Adapter:
     def _stripped(self, text: str) -> str:
         return text if self._strip is None else self._strip.sub("", text)
 
-    def _generations(self, row: Row) -> Iterator[tuple[int, str, str, bool | None]]:
-        """(number from 1, teacher, text, verdict) of each generation that is not null."""
+    def _generations(self, row: Row) -> Iterator[tuple[int, str, str | None, bool | None]]:
+        """(number from 1, teacher, text, verdict) of each generation, which may be null."""
         source = self.source
         if source.generations_field is not None:
             values = list_of(row, source.generations_field)
@@ -163,6 +168,7 @@ class Adapter:
         verdicts = self._verdicts(row, len(values))
         for number, (name, value, verdict) in enumerate(zip(names, values, verdicts, strict=True), start=1):
             if value is None:
+                yield number, UNKNOWN if source.generations_field else name, None, None
                 continue
             if (key := source.generation_verdict) is not None:
                 verdict = as_verdict(_inner(value, key, name), f"{name}.{key}")

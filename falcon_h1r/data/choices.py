@@ -48,6 +48,10 @@ def gold_letter(answer: Any, labels: list[str], texts: list[str], name: str) -> 
     Raises:
         InputError: where it names none of them, or two.
     """
+    if (
+        isinstance(answer, float) and answer.is_integer() and str(answer) not in (*labels, *texts)
+    ):  # a column with nulls
+        answer = int(answer)
     if isinstance(answer, int) and not isinstance(answer, bool) and str(answer) not in labels:
         if not 0 <= answer < len(texts):
             raise InputError(f"field {name!r}: no choice {answer} among {len(texts)} (they count from 0)")

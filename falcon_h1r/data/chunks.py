@@ -109,7 +109,7 @@ def read_chunk(
 def _traces(row: dict[str, Any], adapter: Adapter, origin: str) -> list[Trace]:
     """A row's traces; what curation wrote keeps the origin it has."""
     if not adapter.source.curated:
-        return adapter.traces(row, origin)
+        return adapter.traces(row, origin, with_empty=True)  # curation drops them, and nothing vanishes
     trace = own_trace(row)
     return [trace if trace.origin else replace(trace, origin=origin)]
 

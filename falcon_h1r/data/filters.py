@@ -78,7 +78,8 @@ def find_excess(prompt_tokens: int, response_tokens: int, config: TraceFiltersCo
 def _incomplete(trace: Trace, config: TraceFiltersConfig) -> str | None:
     """The first part that is missing."""
     problem = trace.problem
-    if config.require_reasoning and not trace.reasoning.strip():
+    says_nothing = not (trace.reasoning.strip() or trace.response.strip())
+    if says_nothing or (config.require_reasoning and not trace.reasoning.strip()):
         return EMPTY_REASONING
     if problem.tests is not None:
         return None if extract_program(trace.response) else NO_PROGRAM

@@ -377,7 +377,7 @@ def test_livecodebench_has_its_tests_in_several_columns() -> None:
 SHOWN = "Which?\n\nA. red\nB. 7\nC. blue"
 
 
-@pytest.mark.parametrize("answer", [2, "2", "C", "c", "(C)", "C.", "blue", " blue "])
+@pytest.mark.parametrize("answer", [2, 2.0, "2", "C", "c", "(C)", "C.", "blue", " blue "])
 def test_multiple_choice(answer: Any) -> None:
     row = {"question": "Which?\n", "choices": ["red", 7, "blue"], "answer": answer, "reasoning": "It is the sky."}
     asked = problem(SHOWN, "C", domain="science")

@@ -41,8 +41,10 @@ Reporter = Callable[[int, str], ProgressReporter]  # of a number of chunks and w
 
 
 def remove_work(folder: Path) -> None:
-    """Once all that stays is there."""
+    """Once all that stays is there; with it what kills have left half written."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
 
 
 def curate_corpus(config: Config, folder: Path, report: Reporter, check: Check = lambda: None) -> dict[str, Any]:

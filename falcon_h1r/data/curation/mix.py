@@ -63,9 +63,10 @@ def _wanted_tokens(corpus: CorpusFacts, config: MixConfig, shares: dict[str, flo
     at_hand = {domain: float(tokens[_members(corpus, domain)].sum()) for domain in shares}
     for domain, number in at_hand.items():
         if not number:
+            left = [name for name in corpus.names["domain"] if len(_members(corpus, name))]
             raise InputError(
                 f"curate.mix.domain_token_shares.{domain}: no trace of that domain is left (there are: "
-                f"{', '.join(corpus.names['domain'])})"
+                f"{', '.join(left) or 'none'})"
             )
     most = min(at_hand[domain] * config.max_repeats / share for domain, share in shares.items())
     if config.total_tokens is not None and config.total_tokens > most:

@@ -69,7 +69,10 @@ class ChunkPool:
             )
         running: deque[Future[Result]] = deque()
         for task in tasks:
-            running.append(self._executor.submit(work, *task))
+            try:
+                running.append(self._executor.submit(work, *task))
+            except BrokenProcessPool:
+                raise _killed() from None
             if len(running) >= (1 + WAITING_TASKS) * self._num_workers:
                 yield self._wait(running.popleft())
         while running:
@@ -85,10 +88,14 @@ class ChunkPool:
         try:
             return future.result()
         except BrokenProcessPool:
-            raise RuntimeError(
-                "a process of curation was killed, perhaps for its memory: what it had finished stays, and "
-                "resume=true goes on from there (curate.work.num_workers, chunk_megabytes)"
-            ) from None
+            raise _killed() from None
+
+
+def _killed() -> RuntimeError:
+    return RuntimeError(
+        "a process of curation was killed, perhaps for its memory: what it had finished stays, and "
+        "resume=true goes on from there (curate.work.num_workers, chunk_megabytes)"
+    )
 
 
 # -----------------------------------------------------------------------------

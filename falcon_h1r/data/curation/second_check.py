@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
 
 from falcon_h1r.config_data import SecondCheckConfig
@@ -85,7 +86,7 @@ class SecondCheck:
                     return _content(json.loads(answer.read()), url)
             except urllib.error.HTTPError as error:
                 failure, passes = f"HTTP {error.code}", error.code in PASSING
-            except (OSError, ValueError) as error:  # no connection, a time limit, half an answer
+            except (OSError, ValueError, HTTPException) as error:  # no connection, a time limit, half an answer
                 failure, passes = str(getattr(error, "reason", error)), True
             if not passes:
                 break

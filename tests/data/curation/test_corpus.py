@@ -165,10 +165,12 @@ def test_shards_merged_are_the_whole(config: Config, tmp_path: Path) -> None:
 def test_a_run_that_was_killed_after_its_summary_writes_its_page_and_clears_up(config: Config, tmp_path: Path) -> None:
     world, folder = World(0, 1, torch.device("cpu")), tmp_path / "run"
     run(config, folder)  # and no further: no page, and all of the work
+    (folder / ".traces.jsonl.7.partial").touch()
     config.resume = True
     recipes.curate.curate(config, folder, world)
     page = (folder / PAGE).read_bytes()
     assert page.rstrip().endswith(b"</html>") and not (folder / "work").exists()
+    assert not list(folder.glob(".*.partial"))
     config.resume = False
     recipes.curate.curate(config, tmp_path / "whole", world)
     assert (tmp_path / "whole" / PAGE).read_bytes() == page and not (tmp_path / "whole" / "work").exists()
@@ -262,6 +264,25 @@ def test_difficulty_by_pass_rate_is_written_into_the_rows(config: Config, tmp_pa
     for row in kept:
         rate = row["problem"]["pass_rate"]
         assert row["problem"]["difficulty"] == ("easy" if rate >= 0.75 else "hard" if rate <= 0.25 else "medium")
+
+
+def test_generations_that_are_not_there_are_dropped_and_counted(config: Config, tmp_path: Path) -> None:
+    said = "<think>so</think>\\boxed{2}"
+    rows = [
+        {"question": f"{place}?", "answer": "2", "all": all_} for place, all_ in enumerate([[said, None], [], [None]])
+    ]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.curate.sources = {"s": SourceConfig(path=str(tmp_path / "all.jsonl"), generations_field="all")}
+    config.curate.mix.domain_token_shares = {}
+    config.curate.filters.require_reasoning = False
+    summary = run(config, tmp_path / "run")
+    dropped = [json.loads(line) for line in (tmp_path / "run" / "dropped.jsonl").read_text().splitlines()]
+    assert [(row["origin"], row["reason"]) for row in dropped] == [
+        ("s:all.jsonl:1#2", "empty_reasoning"),
+        ("s:all.jsonl:2", "empty_reasoning"),
+        ("s:all.jsonl:3#1", "empty_reasoning"),
+    ]
+    assert (summary["funnel"]["traces"], summary["funnel"]["kept"]) == (4, 1)
 
 
 def test_verdicts_that_differ_from_the_sources_are_listed(config: Config, tmp_path: Path) -> None:

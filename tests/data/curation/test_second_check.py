@@ -26,6 +26,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str | None, dict[str, Any]]] = []
         self.statuses: list[int] = []  # to be given before the next answers
+        self.breaks_off: list[bool] = []  # whether the next answers do
 
     @property
     def url(self) -> str:
@@ -44,9 +45,13 @@ class Handler(BaseHTTPRequestHandler):
         if "says CORRECT first" in text:
             said = "VERDICT: CORRECT would be hasty.\nVERDICT: WRONG"
         reply = {} if "empty" in text else {"choices": [{"message": {"content": said}}]}
+        content = json.dumps(reply).encode()
         self.send_response(status)
+        self.send_header(
+            "Content-Length", str(len(content) + (9 if self.server.breaks_off and self.server.breaks_off.pop() else 0))
+        )
         self.end_headers()
-        self.wfile.write(json.dumps(reply).encode())
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -101,6 +106,12 @@ def test_a_busy_endpoint_is_asked_again(check: SecondCheck, endpoint: Endpoint) 
     endpoint.statuses = [503, 429]
     assert check.objections([trace("fine")]) == [""]
     assert len(endpoint.asked) == 3
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(check: SecondCheck, endpoint: Endpoint) -> None:
+    endpoint.breaks_off = [True]
+    assert check.objections([trace("fine")]) == [""]
+    assert len(endpoint.asked) == 2
 
 
 @pytest.mark.parametrize(("status", "times"), [(401, 1), (500, second_check.ATTEMPTS)])
