@@ -81,7 +81,7 @@ class DecontaminationConfig:
 
     sets: dict[str, SourceConfig] = field(default_factory=dict)  # evaluation problems, by name
     switched_off: list[str] = field(default_factory=list)  # names of sets that this run is not checked against
-    ngram_characters: int = 40  # letters and digits alone are counted
+    ngram_characters: int = 20  # letters and digits alone are counted
     min_overlap: float = 0.5  # share of an evaluation problem's n-grams found in a trace
 
 

@@ -22,6 +22,7 @@ from falcon_h1r.data.sources import load_problems
 from falcon_h1r.types import InputError, Problem, Trace
 
 SHORTEST = 20  # letters and digits of a problem that is looked for inside of longer text
+WHOLE_BELOW = 40  # characters; a shorter problem is looked for whole, for parts of it stand in many texts
 _BITMAP_BITS = 22
 _CONFIRMED_AT_ONCE = 4096
 _SHOWN = 200  # characters of a match in a description
@@ -103,7 +104,7 @@ class EvaluationIndex:
         self._shortest = min(SHORTEST, config.ngram_characters)
         self._problems = [(name, problem) for name, problems in sets.items() for problem in problems]
         self._tiny: dict[str, int] = {}  # normalised text of a problem that has to be equal -> its number
-        self._lengths = np.zeros(len(self._problems), np.int64)  # of those that are shorter than n
+        self._lengths = np.zeros(len(self._problems), np.int64)  # of those that are looked for whole
         self._num_ngrams = np.zeros(len(self._problems), np.int64)
         starts: dict[int, list[int]] = {self._shortest: [], config.ngram_characters: []}  # by width
         owners: dict[int, list[int]] = {self._shortest: [], config.ngram_characters: []}
@@ -116,7 +117,7 @@ class EvaluationIndex:
             if len(text) < self._shortest:
                 self._tiny.setdefault(text, number)
                 continue
-            if len(text) < config.ngram_characters:
+            if len(text) < max(config.ngram_characters, WHOLE_BELOW):
                 self._lengths[number] = len(text)
                 ngrams = [0]  # its first characters lead to all of them
                 width = self._shortest
@@ -201,7 +202,7 @@ def overlap_slowly(question: str, texts: Iterable[str], width: int) -> float:
     wanted, parts = normalise(question), [normalise(text) for text in texts]
     if len(wanted) < min(SHORTEST, width):
         return float(wanted in parts)
-    width = min(width, len(wanted))
+    width = len(wanted) if len(wanted) < max(WHOLE_BELOW, width) else width
     ngrams = {wanted[at : at + width] for at in range(len(wanted) - width + 1)}
     return sum(any(ngram in part for part in parts) for ngram in ngrams) / len(ngrams)
 

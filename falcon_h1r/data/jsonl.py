@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import platform
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def json_type(value: Any) -> str:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows beside `path`, then rename: readers see all of them, or the file that was there before."""
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # Several nodes may write it at the same time.
+    beside = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         # A lone surrogate becomes its own JSON escape, which reads back as it was.
         with open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:

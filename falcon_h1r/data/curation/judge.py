@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -110,7 +111,10 @@ class ChunkJudge:
         on_bad = bad.append if self.curate.on_error == "skip" else None
         max_bytes = int(self.curate.max_row_megabytes * 1e6)
         writer, signatures = FactsWriter(chunk.source), []
-        traces = read_chunk(chunk, self.curate.sources[chunk.source], max_bytes, on_bad)
+        source = self.curate.sources[chunk.source]
+        traces = read_chunk(chunk, source, max_bytes, on_bad)
+        if source.curated:  # its weights are those of another curation: difficulty is weighed anew
+            traces = (replace(trace, weight=1.0) for trace in traces)
         self._golds.clear()
         self._clock = StageClock("reading")
         while batch := list(islice(traces, JUDGED_AT_ONCE)):

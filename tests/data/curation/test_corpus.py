@@ -285,6 +285,15 @@ def test_generations_that_are_not_there_are_dropped_and_counted(config: Config, 
     assert (summary["funnel"]["traces"], summary["funnel"]["kept"]) == (4, 1)
 
 
+def test_what_curation_wrote_is_weighed_anew_and_not_once_more(config: Config, tmp_path: Path) -> None:
+    run(config, tmp_path / "once")
+    config.curate.sources = {"once": SourceConfig(path=str(tmp_path / "once" / "traces.jsonl"), curated=True)}
+    run(config, tmp_path / "twice")
+    rows = [[json.loads(line) for line in (tmp_path / name / "traces.jsonl").open()] for name in ("once", "twice")]
+    once, twice = ({row["origin"]: row["weight"] for row in part} for part in rows)
+    assert twice and {origin: once[origin] for origin in twice} == twice and set(twice.values()) == {0.5, 1.5}
+
+
 def test_verdicts_that_differ_from_the_sources_are_listed(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "math" / "1.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
