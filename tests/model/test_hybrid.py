@@ -103,8 +103,10 @@ def test_another_length_of_one_document_leaves_the_others_to_rounding(
     documents = random_documents(lengths)
     before = others_results(model, documents, changed)
     documents[changed] = random_documents([new_length], seed=1)[0]
-    for one, other in zip(before, others_results(model, documents, changed), strict=True):
-        assert (one - other).norm() <= 1e-5 * max(one.norm().item(), 1e-20)
+    after = others_results(model, documents, changed)
+    rounding = 1e-7 * max(one.norm().item() for one in before)  # what is left of a gradient that cancels
+    for one, other in zip(before, after, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm().item() + rounding
 
 
 @pytest.mark.parametrize("settings", [("layer", False), ("layer", True), ("selective", False)])
