@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
-import socket
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -112,16 +112,14 @@ def run_on_ranks() -> Callable[[int, Callable[[World], Any]], list[Any]]:
 
 def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     """Call `work` in `size` forked processes joined by gloo; returns what each returned."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
     results: Any = context.SimpleQueue()
+    store = tempfile.NamedTemporaryFile(prefix="ranks-")  # noqa: SIM115 -- a port could be lost to another test's
 
     def rank_main(rank: int) -> None:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(size))
+        os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(size))
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=size)
+        dist.init_process_group("gloo", store=dist.FileStore(store.name, size), rank=rank, world_size=size)
         world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
         try:
             results.put(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 
 Work = Callable[[World], None]
+HANGS_AFTER_SECONDS = 45.0  # a rank that has not met the others by then writes where it is
 SHORT_LIMITS = SupervisionConfig(silent_seconds=2.0, lost_seconds=1.0, wait_seconds=60.0)
 
 
@@ -34,8 +35,8 @@ class SupervisedRanks:
     processes: list[multiprocessing.Process] = field(default_factory=list)
 
     def start(self, size: int, work: Work, settings: SupervisionConfig = SHORT_LIMITS) -> None:
-        store = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=60), wait_for_workers=False)
-        self.store = store  # of the process group: it outlives all ranks
+        # A file outlives all ranks. A TCP store's client now and then hangs in a process forked from one with threads.
+        store = str(self.folder / "store")
         context = multiprocessing.get_context("fork")
 
         def rank_main(rank: int) -> None:
@@ -43,14 +44,15 @@ class SupervisedRanks:
             for descriptor, name in ((1, "stdout"), (2, "stderr")):
                 os.dup2(console, descriptor)
                 setattr(sys, name, open(descriptor, "w", closefd=False))  # noqa: SIM115 -- not the test runner's
+            faulthandler.dump_traceback_later(HANGS_AFTER_SECONDS)
             torch.set_num_threads(1)
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-            own = dist.TCPStore("127.0.0.1", store.port, None, False, timedelta(seconds=60), wait_for_workers=False)
-            dist.init_process_group("gloo", store=own, rank=rank, world_size=size)
+            dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
             world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
             supervisor = Supervisor(world, settings)
             supervisor.open_log(self.folder)
             world.barrier()  # a signal finds every rank supervised
+            faulthandler.cancel_dump_traceback_later()
             try:
                 with supervisor.interruptible():
                     work(replace(world, watch=supervisor))

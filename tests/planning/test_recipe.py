@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -22,6 +24,7 @@ def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_and_written(tmp_path: Path) -> None:
     run = run_plan("experiment=falcon_h1r_7b_8xh100", f"run_dir={tmp_path}")
     assert run.returncode == 0, run.stderr
