@@ -114,12 +114,12 @@ def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     """Call `work` in `size` forked processes joined by gloo; returns what each returned."""
     context = multiprocessing.get_context("fork")
     results: Any = context.SimpleQueue()
-    store = tempfile.NamedTemporaryFile(prefix="ranks-")  # noqa: SIM115 -- a port could be lost to another test's
+    folder = tempfile.TemporaryDirectory(prefix="ranks-")  # where they meet: a port could be lost to another test's
 
     def rank_main(rank: int) -> None:
         os.environ.update(MASTER_ADDR="127.0.0.1", RANK=str(rank), WORLD_SIZE=str(size))
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", store=dist.FileStore(store.name, size), rank=rank, world_size=size)
+        dist.init_process_group("gloo", store=dist.FileStore(f"{folder.name}/store", size), rank=rank, world_size=size)
         world = World(rank, size, torch.device("cpu"), dist.group.WORLD)
         try:
             results.put(
@@ -136,5 +136,6 @@ def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     returned = sorted((results.get() for _ in range(size)), key=lambda pair: pair[0])  # before joining: pipes fill up
     for process in processes:
         process.join(timeout=60)
+    folder.cleanup()
     assert [process.exitcode for process in processes] == [0] * size
     return [pickle.loads(value) for _, value in returned]
