@@ -15,8 +15,11 @@ there any more to speak against it. No trace is dropped for one that is itself d
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,7 @@ Signatures = NDArray[np.uint32]
 _SEED = 1997
 _SHINGLES_AT_ONCE = 512
 _COMPARED_AT_ONCE = 256
+_COMPARED_BEFORE_RELEASE = 4096  # traces, of whose comparisons pages are held
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -139,10 +143,11 @@ def find_duplicates_slowly(
 
 
 class _SignatureFiles:
-    """The rows of many files as one table that stays on disk."""
+    """The rows of many files as one table that stays on disk: pages that were read are given back after use."""
 
     def __init__(self, paths: Sequence[Path], num_hashes: int) -> None:
-        self._arrays = [_mapped(path, num_hashes) for path in paths]
+        self._mapped = [_mapped(path, num_hashes) for path in paths]
+        self._arrays: list[Signatures] = [np.asarray(one) for one in self._mapped]  # indexing an np.memmap is slow
         self._starts = np.cumsum([0, *map(len, self._arrays)])
 
     def __len__(self) -> int:
@@ -152,14 +157,26 @@ class _SignatureFiles:
         """(members): a hash of each one's band. Unequal bands of equal hash only cost a comparison."""
         keys = np.empty(len(members), np.uint64)
         cuts = np.searchsorted(members, self._starts)
-        for array, start, left, right in zip(self._arrays, self._starts, cuts, cuts[1:], strict=False):
-            band = array[members[left:right] - start, columns] if right > left else array[:0, columns]
+        for file, (left, right) in enumerate(pairwise(cuts)):
+            if left == right:
+                continue
+            band = self._arrays[file][members[left:right] - self._starts[file], columns]
             key = np.zeros(len(band), np.uint64)
             for column in band.T:
                 key = (key ^ column) * _MIX
                 key ^= key >> np.uint64(29)
             keys[left:right] = key
+            self._release(self._mapped[file])
         return keys
+
+    def release(self) -> None:
+        """Give back the memory of all that has been read; the system's cache keeps it as long as it likes."""
+        for one in self._mapped:
+            self._release(one)
+
+    @staticmethod
+    def _release(mapped: Any) -> None:
+        mapped._mmap.madvise(mmap.MADV_DONTNEED)
 
     def rows(self, indices: NDArray[np.int64]) -> Signatures:
         """(indices, num_hashes), of ascending indices."""
@@ -173,14 +190,14 @@ class _SignatureFiles:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _mapped(path: Path, num_hashes: int) -> Signatures:
+def _mapped(path: Path, num_hashes: int) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise InputError(f"{path}: no signatures ({error})") from None
     if array.ndim != 2 or array.shape[1] != num_hashes or array.dtype != np.uint32:
         raise InputError(f"{path}: {array.dtype} {array.shape} are no signatures of {num_hashes} hashes")
-    return np.asarray(array)  # on the disk as before; indexing an np.memmap itself is slow
+    return array
 
 
 def _shared_buckets(
@@ -227,6 +244,8 @@ def _greedy(
         kept[band, starts[:, band][starts[:, band] >= 0]] = 0
         kept[band, np.count_nonzero(starts[:, band] >= 0)] = 0  # behind the last bucket
     for number in range(count):
+        if number % _COMPARED_BEFORE_RELEASE == 0:
+            table.release()
         bands = np.flatnonzero(starts[number] >= 0)
         mine = starts[number, bands]
         sizes = kept[bands, mine]
