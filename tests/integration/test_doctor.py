@@ -19,7 +19,8 @@ def doctor(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
 
 
-@pytest.mark.parametrize("num_ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_sound_machine_is_green_and_the_run_keeps_its_folder(num_ranks: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     result = doctor(f"launch.num_processes={num_ranks}", f"run_dir={run}")

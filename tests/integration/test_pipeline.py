@@ -113,6 +113,7 @@ def test_two_runs_of_one_seed_are_equal_token_for_token(run: Path, tmp_path: Pat
         assert (run / file).read_bytes() == (again / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_selection_stands_between_sft_and_grpo(run: Path, tmp_path: Path) -> None:
     assert not (run / "select").exists()
     settings = "{num_rollouts: 2, max_response_tokens: 16, disjoint_from_sft: true, keep_unsolved_share: 0.9}"

@@ -135,6 +135,7 @@ def test_stopped_at_some_moments_it_ends_as_if_it_never_was(
         assert bytes_of(tmp_path) == bytes_of(selected)
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_the_same_files(
     coins: Path, tosser: Path, selected: Path, tmp_path: Path, run_on_ranks: Any
 ) -> None:

@@ -96,7 +96,7 @@ ATTACKS: dict[str, tuple[str, set[str]]] = {
     ),
     "endless sleep": ("import time\ntime.sleep(10**6)", {"deadline"}),
     "endless end": ("import atexit\natexit.register(lambda: [0 for _ in iter(int, 1)])", {"time", "memory"}),
-    "list that eats memory": ("a = []\nwhile True: a.append('x' * 10**6)", {"memory"}),
+    "list that eats memory": ("a = []\nwhile True: a.append('x' * 10**6)", {"memory", "time"}),  # first or second
     "one large allocation": ("bytearray(1 << 40)", {"memory"}),
     "mapped memory": ("import mmap\nprint(len(mmap.mmap(-1, 1 << 40)))", {"runtime", "memory"}),
     "limits raised": (
