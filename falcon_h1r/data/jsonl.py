@@ -9,9 +9,10 @@ import os
 import platform
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 from falcon_h1r.types import InputError
 
@@ -142,16 +143,25 @@ def json_type(value: Any) -> str:
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows beside `path`, then rename: readers see all of them, or the file that was there before."""
-    target = Path(path)
-    # Several nodes may write it at the same time.
-    beside = target.with_name(f".{target.name}.{platform.node()}.{os.getpid()}.partial")
+    with new_file(Path(path)) as file:
+        for row in rows:
+            file.write(json_line(row))
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row as it stands in a file. A lone surrogate becomes its own JSON escape, which reads back as it was."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file written beside, on the disk and renamed when the context ends; nothing where it fails."""
+    beside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")  # several nodes may write it
     try:
-        # A lone surrogate becomes its own JSON escape, which reads back as it was.
-        with open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with open(beside, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(target)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

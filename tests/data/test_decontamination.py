@@ -288,3 +288,25 @@ def test_matches_of_gsm8ks_training_questions_are_few_and_listed(capsys: pytest.
             for text, match in matches:
                 print(f"  {match.set_name} {match.overlap:.2f}\n    asked   {match.question}\n    trained {text}")
     assert found == {0.3: 5, 0.5: 3, 0.8: 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize(("width", "lost_by_a_letter", "lost_by_a_word"), [(20, 7, 4), (40, 258, 140)])
+def test_shorter_n_grams_lose_fewer_copies_with_one_change(
+    width: int, lost_by_a_letter: int, lost_by_a_word: int
+) -> None:
+    """The figures of docs/filters.md."""
+    names = {"gsm8k_test": "question", "aime24": "problem", "amc23": "problem"}
+    texts = [text for name, field in names.items() for text in questions(f"{name}.jsonl", field)]
+    sets = {"all": [Problem.from_question(text, "0") for text in texts]}
+    index = EvaluationIndex(sets, DecontaminationConfig(ngram_characters=width))
+    rng = random.Random(0)
+    letters = words = 0
+    for text in texts:
+        at = next(at for at in range(len(text) // 2, len(text)) if text[at].isalpha())
+        letters += index.find([text[:at] + "x" + text[at + 1 :]]) is None
+        said = text.split(" ")
+        said[rng.randrange(len(said))] = "other"
+        words += index.find([" ".join(said)]) is None
+    assert (len(texts), letters, words) == (1389, lost_by_a_letter, lost_by_a_word)

@@ -21,11 +21,12 @@ from typing import Any
 
 from falcon_h1r.config import Config
 from falcon_h1r.data.chunks import Chunk, plan_chunks
-from falcon_h1r.data.curation.facts import ChunkFiles, CorpusFacts, load_corpus, new_file
+from falcon_h1r.data.curation.facts import ChunkFiles, CorpusFacts, load_corpus
 from falcon_h1r.data.curation.pool import ChunkPool
 from falcon_h1r.data.curation.reduce import Reduced, reduce_corpus
 from falcon_h1r.data.curation.render import Rendered, RenderedFiles, concatenate, decisions_by_chunk, lay_down
 from falcon_h1r.data.curation.summary import summarise, throughput
+from falcon_h1r.data.jsonl import new_file, write_jsonl
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.types import InputError
 
@@ -207,21 +208,20 @@ def _publish(
     summary = summarise(corpus, reduced, notes, config)
     _write_json(folder / EXAMPLES, _first_examples(one.read() for one in files))
     if any(one.read().disagreements for one in files):
-        with new_file(folder / DISAGREEMENTS) as file:
-            for one in files:
-                file.write("".join(json.dumps(row) + "\n" for row in one.read().disagreements).encode())
+        write_jsonl(folder / DISAGREEMENTS, (row for one in files for row in one.read().disagreements))
     _write_json(folder / THROUGHPUT, throughput(notes, corpus))
     _write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _first_examples(rendered: Iterable[Rendered], most: int = 3) -> dict[str, list[dict[str, Any]]]:
+def _first_examples(rendered: Iterable[Rendered]) -> dict[str, list[dict[str, Any]]]:
     """A few dropped traces of each reason, the first in the corpus."""
-    examples: dict[str, list[dict[str, Any]]] = {}
+    whole = Rendered()
     for one in rendered:
         for reason, rows in one.examples.items():
-            examples[reason] = [*examples.get(reason, []), *rows][:most]
-    return dict(sorted(examples.items()))
+            for row in rows:
+                whole.remember(reason, row)
+    return dict(sorted(whole.examples.items()))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from falcon_h1r.data.jsonl import new_file
 from falcon_h1r.types import DIFFICULTIES, InputError, Trace, content_hash
 
 NAMED = ("source", "teacher", "domain", "family", "reason")  # columns that are places in a list of names
@@ -45,8 +44,9 @@ FACTS = np.dtype(
     ]
 )
 VERDICTS = ("", "correct", "wrong", "undecided", "unverifiable_gold", "no_answer")
-NOT_JUDGED, CORRECT, WRONG, UNDECIDED, UNVERIFIABLE, NO_ANSWER = range(len(VERDICTS))
-ANSWERED = (CORRECT, WRONG, UNDECIDED, NO_ANSWER)  # of these traces it is known whether they solve their problem
+CORRECT = VERDICTS.index("correct")
+# Of these traces it is known whether they solve their problem.
+ANSWERED = tuple(map(VERDICTS.index, ("correct", "wrong", "undecided", "no_answer")))
 
 Facts = NDArray[Any]  # of dtype FACTS
 
@@ -185,20 +185,6 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
         file.write(content.getbuffer())  # a full disk is told as such, which numpy's own writing does not
 
 
-@contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file written beside, on the disk and renamed when the context ends; nothing where it fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @dataclass(slots=True)
 class CorpusFacts:
     """All chunks' facts end to end, N traces; names are those of the whole corpus, sorted."""
@@ -220,9 +206,6 @@ class CorpusFacts:
     def drop(self, which: NDArray[np.bool_], reason: str) -> None:
         """Of those alive, drop these."""
         self.facts["reason"][which & self.alive()] = self.place("reason", reason)
-
-    def of_chunk(self, index: int) -> Facts:
-        return self.facts[self.chunk_starts[index] : self.chunk_starts[index + 1]]
 
 
 def load_corpus(files: Sequence[ChunkFiles]) -> CorpusFacts:

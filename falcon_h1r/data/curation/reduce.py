@@ -190,7 +190,11 @@ def _redeem_very_hard(corpus: CorpusFacts) -> None:
 
 
 def _weigh(corpus: CorpusFacts, weights: DifficultyWeightsConfig, rates: NDArray[np.float32]) -> None:
-    """Multiply the source's weights by difficulty's; what then weighs nothing is dropped."""
+    """Multiply the source's weights by difficulty's; what then weighs nothing is dropped.
+
+    Hard traces count 1.25 to 1.75 times, medium ones and those of unknown difficulty once, easy ones half or not at all
+    (Falcon-H1R report, 2.2, which gives no thresholds).
+    """
     facts = corpus.facts
     hard = weights.hard_low + (weights.hard_high - weights.hard_low) * facts["hardness"]
     by_difficulty = np.select(

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 
 from falcon_h1r.config_data import CurateConfig
 from falcon_h1r.data.chunks import BadRow, Chunk, read_chunk
-from falcon_h1r.data.curation.facts import KEPT, VERDICTS, ChunkFiles, ChunkNotes, CorpusFacts, Facts, new_file
+from falcon_h1r.data.curation.facts import KEPT, VERDICTS, ChunkFiles, ChunkNotes, CorpusFacts, Facts
 from falcon_h1r.data.curation.judge import OTHER_TEACHER
 from falcon_h1r.data.curation.mix import ENOUGH_OF_DOMAIN, Mix
 from falcon_h1r.data.curation.reduce import DUPLICATE, ENOUGH_OF_PROBLEM, NO_WEIGHT, WEIGHT_DIGITS, Reduced
+from falcon_h1r.data.jsonl import json_line, new_file
 from falcon_h1r.types import DIFFICULTIES, InputError, Trace, to_row
 
 EXAMPLES = 3  # of each reason, in the report
@@ -52,6 +52,12 @@ class Rendered:
 
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by reason
     disagreements: list[dict[str, Any]] = field(default_factory=list)
+
+    def remember(self, reason: str, example: dict[str, Any]) -> None:
+        """One of the first of its reason."""
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < EXAMPLES:
+            examples.append(example)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +122,7 @@ def render_chunk(
     Raises:
         InputError: where the chunk does not hold what was judged.
     """
-    rendered, examples = Rendered(), Counter[str]()
+    rendered = Rendered()
     disagreements = set(notes.disagreements)
     places = 0
     with ExitStack() as stack:
@@ -128,10 +134,8 @@ def render_chunk(
 
         def write_bad(bad: BadRow) -> None:
             row = {"reason": UNREADABLE, "detail": bad.reason, "origin": bad.where, "raw": bad.raw}
-            dropped.write(_line(row))
-            if examples[UNREADABLE] < EXAMPLES:
-                examples[UNREADABLE] += 1
-                rendered.examples.setdefault(UNREADABLE, []).append(row)
+            dropped.write(json_line(row))
+            rendered.remember(UNREADABLE, row)
 
         max_bytes = int(config.max_row_megabytes * 1e6)
         on_bad = write_bad if config.on_error == "skip" else None
@@ -143,19 +147,16 @@ def render_chunk(
             if places in disagreements:
                 rendered.disagreements.append(_disagreement(trace, VERDICTS[fact["verdict"]]))
             if reason == KEPT:
-                kept[int(decisions.streams[places])].write(_line(to_row(_graded(trace, fact, decisions, places))))
+                kept[int(decisions.streams[places])].write(json_line(to_row(_graded(trace, fact, decisions, places))))
             else:
                 detail = decisions.duplicates.get(places, "") if reason in LATER else notes.details.get(str(places), "")
-                row = {"reason": reason, "detail": detail, **to_row(trace)}
-                dropped.write(_line(row))
-                if examples[reason] < EXAMPLES:
-                    examples[reason] += 1
-                    rendered.examples.setdefault(reason, []).append(_example(trace, reason, detail))
+                dropped.write(json_line({"reason": reason, "detail": detail, **to_row(trace)}))
+                rendered.remember(reason, _example(trace, reason, detail))
             places += 1
     if places != len(decisions.facts):
         raise _changed(chunk)
     with new_file(files.done) as file:
-        file.write(json.dumps({"examples": rendered.examples, "disagreements": rendered.disagreements}).encode())
+        file.write(json.dumps(asdict(rendered)).encode())
 
 
 def _changed(chunk: Chunk) -> InputError:
@@ -201,10 +202,6 @@ def _example(trace: Trace, reason: str, detail: str) -> dict[str, Any]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_EXAMPLE else text[: LONGEST_EXAMPLE - 3] + "..."
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 # -----------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from markupsafe import Markup, escape
 
-from falcon_h1r.data.curation.facts import new_file
 from falcon_h1r.data.curation.report_content import MAX_DISAGREEMENTS, CurationFolder, build_content
 from falcon_h1r.data.curation.report_examples import visible
+from falcon_h1r.data.jsonl import new_file
 from falcon_h1r.page import render_page
 from falcon_h1r.types import InputError
 
