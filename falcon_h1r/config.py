@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_run import CheckpointConfig, EngineConfig, LaunchConfig, SupervisionConfig, TrackingConfig
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.config_tools import BenchmarkSuiteConfig, DoctorConfig, PlanConfig
 
 # Optional[...] rather than `... | None`, and no Literal: OmegaConf reads these annotations at run time.
@@ -54,42 +56,6 @@ class ModelConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
 
-@dataclass
-class LimitsConfig:
-    """Three limits, in tokens. Nothing is cut without being counted."""
-
-    prompt_tokens: int = 512
-    response_tokens: int = 1536
-    row_tokens: int = 2048  # a packed row: what one micro-batch holds
-
-
-@dataclass
-class ParameterGroupConfig:
-    """Parameters trained unlike the rest; the first entry whose pattern is found in a parameter's name has it."""
-
-    pattern: str = ""  # a regular expression, searched for in names such as model.layers.0.mamba.in_proj.weight
-    learning_rate_multiplier: float = 1.0
-    weight_decay_multiplier: Optional[float] = None  # null: as without the entry (0 or 1, by the parameter's kind)
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW with a warm-up and a linear decay to zero, or constant after the warm-up."""
-
-    learning_rate: float = 1e-3
-    schedule: str = "linear"  # linear or constant
-    warmup_share: float = 0.0  # of all steps; used where warmup_steps is 0
-    warmup_steps: int = 0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    clip_grad_norm: float = 1.0
-    groups: list[ParameterGroupConfig] = field(default_factory=list)
-    reference_batch_tokens: Optional[int] = None  # scale the rate with sqrt(batch's tokens / these); null: never
-    batch_tokens: Optional[int] = None  # of a step, for that; null: the data's mean, which GRPO cannot know
-
-
 # -----------------------------------------------------------------------------
 # The stages
 
@@ -128,68 +94,6 @@ class SFTConfig:
     overlong: str = "drop"  # traces beyond prompt_tokens + response_tokens: drop, or trim on the right
     conversations: ConversationConfig = field(default_factory=ConversationConfig)
     tokens: TokenStoreConfig = field(default_factory=TokenStoreConfig)
-    dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
-
-
-@dataclass
-class RolloutConfig:
-    """How rollouts are drawn."""
-
-    name: str = "torch"  # torch: the policy's own module; vllm: a server beside the trainer
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_slots: int = 256  # rows generated at once by one rank
-
-
-@dataclass
-class SelectionConfig:
-    """RL problems chosen by recipes/selection.py: unseen, verifiable, neither solved by the SFT model nor hopeless."""
-
-    domains: list[str] = field(default_factory=lambda: ["math"])  # whose rewards are known; GRPO leaves out the rest
-    disjoint_from_sft: bool = False  # drop problems that occur in sft.data
-    drop_unverifiable: bool = False  # drop problems whose gold the verifier cannot read; rollouts always do
-
-    num_rollouts: int = 0  # of each problem; 0: none
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_response_tokens: Optional[int] = None  # null: grpo.limits.response_tokens
-    drop_consistent_wrong: int = 4  # 0 right, but so many of 8 agree: the gold is suspect; of n, the same share
-    keep_unsolved_share: float = 0.1  # of the problems with 0 right
-
-
-@dataclass
-class GRPOLossConfig:
-    """The objective; see falcon_h1r.grpo.losses for the formula."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    importance_cap: float = 2.0  # of exp(old policy - sampler), per token
-    cross_entropy_weight: float = 0.0  # of the cross-entropy on correct rollouts
-    kl_coefficient: float = 0.0  # 0: no reference model is loaded
-    entropy_coefficient: float = 0.0
-    aggregation: str = "sequence"  # sequence: every rollout counts the same; token: every token does
-
-
-@dataclass
-class GRPOConfig:
-    """Reinforcement learning with verifiable rewards."""
-
-    data: SourceConfig = field(default_factory=SourceConfig)
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-6, warmup_steps=10))
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    loss: GRPOLossConfig = field(default_factory=GRPOLossConfig)
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    num_steps: int = 100
-    updates_per_batch: int = 1  # optimizer steps on the same rollouts
-    problems_per_step: int = 32  # groups with contrast in one step, over all ranks
-    group_size: int = 8
-    max_backfill_rounds: int = 4  # further draws to replace groups without contrast; then go on short
-    surplus_cache_groups: int = 0  # groups drawn beyond need and kept for the next steps, at most so many
-    surplus_cache_steps: int = 1  # ... and for at most so many steps: they age as the policy moves on
-    format_penalty: float = 0.0  # subtracted where <think>...</think> is broken
-    several_boxes_penalty: float = 0.0  # subtracted where more than one box stands after </think>
     dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never
 
 

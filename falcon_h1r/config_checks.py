@@ -12,21 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import (
-    CodeVerifierConfig,
-    Config,
-    GRPOConfig,
-    LimitsConfig,
-    LoRAConfig,
-    ModelConfig,
-    OptimizerConfig,
-    SFTConfig,
-)
+from falcon_h1r.config import CodeVerifierConfig, Config, LoRAConfig, ModelConfig, SFTConfig
 from falcon_h1r.config_checks_data import check_curate
+from falcon_h1r.config_checks_grpo import check_grpo, unbuilt_in_grpo, unbuilt_in_rollouts
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
-from falcon_h1r.config_rules import at_least, one_of, share
+from falcon_h1r.config_rules import at_least, differing, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
 from falcon_h1r.config_selection import check_selection
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
 CHECKPOINTING_MODES = ("none", "layer", "selective")  # falcon_h1r.model.recompute says what each keeps
@@ -36,7 +29,6 @@ PASSED_BY = {  # modules whose weights are read by something else than the modul
     "lm_head": "the loss, which reads this module's weight,",
 }
 LONGEST_SECONDS = 1e8  # three years; beyond, clocks of the system and of torch overflow
-LONGEST_SHOWN = 40  # characters of a value in a message
 
 
 def require(key: str, value: object) -> None:
@@ -65,8 +57,6 @@ def check_config(config: Config) -> None:
     _check_supervision(config.supervision)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     _check_sft(config.sft)
-    one_of("grpo.rollout.name", config.grpo.rollout.name, ("torch", "vllm"))
-    one_of("grpo.loss.aggregation", config.grpo.loss.aggregation, ("sequence", "token"))
     one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
     for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
         _check_optimizer(f"{stage}.optimizer", optimizer)
@@ -77,7 +67,6 @@ def check_config(config: Config) -> None:
     for name in ("keep_share", "vote_share", "consensus_share"):
         share(f"scaling.{name}", getattr(config.scaling, name))
     at_least("dry_run_steps", config.dry_run_steps, 0)
-    at_least("grpo.max_backfill_rounds", config.grpo.max_backfill_rounds, 0)
     if config.evaluate.temperature <= 0:
         raise InputError(
             f"evaluate.temperature={config.evaluate.temperature}: samples need a temperature above 0 (one greedy "
@@ -93,7 +82,7 @@ def check_config(config: Config) -> None:
     for key, number in _counts(config):
         at_least(key, number, 1)
     check_curate(config.curate)
-    _check_grpo(config.grpo)
+    check_grpo(config.grpo)
     check_benchmark(config.benchmark)
     check_plan(config.plan)
     check_doctor(config.doctor)
@@ -233,27 +222,6 @@ def _check_sft(sft: SFTConfig) -> None:
         raise InputError(f"sft.num_epochs={sft.num_epochs}: has to be above 0")
 
 
-def _check_grpo(grpo: GRPOConfig) -> None:
-    if grpo.group_size < 2:
-        raise InputError(
-            f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
-        )
-    at_least("grpo.format_penalty", grpo.format_penalty, 0.0)
-    at_least("grpo.several_boxes_penalty", grpo.several_boxes_penalty, 0.0)
-    if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
-        raise InputError(
-            "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "
-            "not known before they are drawn"
-        )
-    if grpo.rollout.temperature <= 0:
-        raise InputError(f"grpo.rollout.temperature={grpo.rollout.temperature}: greedy rollouts have no contrast")
-    if grpo.rollout.top_p < 1.0 or grpo.rollout.top_k > 0:
-        raise InputError(
-            f"grpo.rollout.top_p={grpo.rollout.top_p}, top_k={grpo.rollout.top_k}: RL samples the whole "
-            "distribution (top_p 1, top_k 0), or its logprobs are not those of what was sampled"
-        )
-
-
 def _check_code_verifier(code: CodeVerifierConfig) -> None:
     if code.cpu_seconds <= 0:
         raise InputError(f"verifier.code.cpu_seconds={code.cpu_seconds}: has to be above 0")
@@ -282,9 +250,6 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("grpo.optimizer.batch_tokens", config.grpo.optimizer.batch_tokens),
         ("sft.num_steps", config.sft.num_steps),
         ("grpo.num_steps", config.grpo.num_steps),
-        ("grpo.updates_per_batch", config.grpo.updates_per_batch),
-        ("grpo.problems_per_step", config.grpo.problems_per_step),
-        ("grpo.rollout.max_slots", config.grpo.rollout.max_slots),
         ("dev.num_problems", config.dev.num_problems),
         ("dev.num_samples", config.dev.num_samples),
         ("evaluate.num_problems", config.evaluate.num_problems),
@@ -323,35 +288,12 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     """
     found: list[str] = []
     if stage in ("grpo", "select", "pipeline"):
-        found += _unbuilt_in_rollouts(config.grpo)
+        found += unbuilt_in_rollouts(config.grpo)
     if stage in ("grpo", "pipeline"):
-        found += _unbuilt_in_grpo(config.grpo)
+        found += unbuilt_in_grpo(config.grpo)
     if stage in ("evaluate", "pipeline"):
         found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
-        found += _differing("scaling", config.scaling, num_traces=0)
+        found += differing("scaling", config.scaling, num_traces=0)
     if stage == "export":
-        found += _differing("export", config.export, **dict.fromkeys(vars(config.export)))
-    return found
-
-
-def _unbuilt_in_rollouts(grpo: GRPOConfig) -> list[str]:
-    domains = grpo.selection.domains
-    unjudged = [f"grpo.selection.domains={domains}"] if "code" in domains else []  # the reward runs no programs yet
-    return _differing("grpo.rollout", grpo.rollout, name="torch") + unjudged
-
-
-def _unbuilt_in_grpo(grpo: GRPOConfig) -> list[str]:
-    return _differing("grpo", grpo, updates_per_batch=1, surplus_cache_groups=0) + _differing(
-        "grpo.loss", grpo.loss, kl_coefficient=0.0, entropy_coefficient=0.0
-    )
-
-
-def _differing(key: str, section: object, **built: Any) -> list[str]:
-    """The settings of a section that are not the only value that code exists for, as `key.name=value`."""
-    found = []
-    for name, only in built.items():
-        value = getattr(section, name)
-        if value != only:
-            shown = str(value).lower() if isinstance(value, bool) else str(value)
-            found.append(f"{key}.{name}={shown}" if len(shown) <= LONGEST_SHOWN else f"{key}.{name}")
+        found += differing("export", config.export, **dict.fromkeys(vars(config.export)))
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from falcon_h1r.config import GRPOConfig, LimitsConfig, SelectionConfig
+from falcon_h1r.config_grpo import GRPOConfig, SelectionConfig
 from falcon_h1r.config_rules import at_least, one_of, share
+from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.types import InputError
 
 DOMAINS = ("math", "code", "science", "other")

@@ -21,8 +21,9 @@ import recipes.evaluate
 import recipes.grpo
 import recipes.selection
 import recipes.sft
-from falcon_h1r.config import Config, SelectionConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.config_grpo import SelectionConfig
 from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import check_benchmark

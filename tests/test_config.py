@@ -268,10 +268,10 @@ def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: s
 
 
 def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one() -> None:
-    config = composed("grpo.rollout.name=vllm")
-    with pytest.raises(InputError, match="not acted on by this version .*: grpo.rollout.name=vllm"):
+    config = composed("grpo.rollout.name=vllm_server")
+    with pytest.raises(InputError, match="not acted on by this version .*: grpo.rollout.name=vllm_server"):
         entry._refuse_unbuilt(config, "grpo")
-    entry._refuse_unbuilt(composed("grpo.rollout.name=vllm", "dry_run=true"), "grpo")
+    entry._refuse_unbuilt(composed("grpo.rollout.name=vllm_server", "dry_run=true"), "grpo")
     entry._refuse_unbuilt(config, "sft")  # which draws no rollouts
 
 

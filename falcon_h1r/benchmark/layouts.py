@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_for_rank
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.world import World, join_sequence_group

@@ -20,8 +20,8 @@ from transformers import FalconH1ForCausalLM
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Mixer, mamba2_chunk_scan
 
 from falcon_h1r.benchmark.cases import BY_DOCUMENT, LEAKING, OURS, PADDED
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World

@@ -18,7 +18,8 @@ from transformers import FalconH1ForCausalLM
 from falcon_h1r.benchmark import paths
 from falcon_h1r.benchmark.cases import OURS, Case, Contender
 from falcon_h1r.benchmark.meter import Laps
-from falcon_h1r.config import ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_row
 from falcon_h1r.model.load import DT_RANGE, DTYPES, planned_config, random_weights
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.checkpoint.files import sync_path
-from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_shared_rows
 from falcon_h1r.config_selection import selection_limits
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.data.tokenisation import stop_token_ids, train_tokenizer
 from falcon_h1r.distributed.batch_scaling import scaled_to_batch
 from falcon_h1r.model.inspect import inspect_checkpoint, print_inspection

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config_stage import OptimizerConfig
 
 
 def scaled_to_batch(settings: OptimizerConfig, expected_tokens: float | None = None) -> OptimizerConfig:

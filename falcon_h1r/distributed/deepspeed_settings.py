@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.types import InputError
 
 DECIDED_BY_US = (  # of DeepSpeed's settings: batches are packed by us, weights float32, the optimizer and its rate ours

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.fragments import Fragment, ReadState, load_replica, replica_fragments
 from falcon_h1r.distributed.world import World

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.engine import Engine, TorchEngine
 from falcon_h1r.distributed.world import World
 

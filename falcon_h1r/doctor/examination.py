@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
-from falcon_h1r.config import Config, ModelConfig, OptimizerConfig
+from falcon_h1r.config import Config, ModelConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document
 from falcon_h1r.data.tokenisation import train_tokenizer
 from falcon_h1r.distributed.engine import Engine

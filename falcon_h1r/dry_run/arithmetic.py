@@ -10,8 +10,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, GRPOConfig, LimitsConfig, LoRAConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.config import Config, LoRAConfig, SFTConfig
 from falcon_h1r.config_checks import check_shared_rows
+from falcon_h1r.config_grpo import GRPOConfig
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.model.sequence import check_degree
 from falcon_h1r.types import InputError
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, LimitsConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_checks import not_built_yet
 from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.dry_run.arithmetic import (
     RankPlan,

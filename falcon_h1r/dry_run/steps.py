@@ -11,7 +11,8 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from falcon_h1r.config import Config, ModelConfig, OptimizerConfig
+from falcon_h1r.config import Config, ModelConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.model.multipliers import MULTIPLIERS
 from falcon_h1r.types import InputError, Trace
 

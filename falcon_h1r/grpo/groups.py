@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.checkpoint.stopping import gather_unless_stopped
-from falcon_h1r.config import Config, GRPOConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
@@ -186,8 +187,8 @@ def score_groups(
         own = slice(index * size, (index + 1) * size)
         rewards = [
             float(verdict.correct)
-            - config.format_penalty * (not well_formed(rollout.text))
-            - config.several_boxes_penalty * (count_boxed(rollout.text, after_think=True) > 1)
+            - config.reward.format_penalty * (not well_formed(rollout.text))
+            - config.reward.several_boxes_penalty * (count_boxed(rollout.text, after_think=True) > 1)
             for rollout, verdict in zip(rollouts[own], verdicts[own], strict=True)
         ]
         groups.append(RolloutGroup(problem, list(rollouts[own]), rewards, verdicts[own]))

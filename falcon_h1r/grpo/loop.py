@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from falcon_h1r.checkpoint.stopping import rows_until_stopped
-from falcon_h1r.config import GRPOConfig
+from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.data.packing import Document, pack_for_rank
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.grpo.credit import normalise_within_group

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from falcon_h1r.config import GRPOLossConfig
+from falcon_h1r.config_grpo import GRPOLossConfig
 from falcon_h1r.data.packing import PackedBatch
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from falcon_h1r.config import OptimizerConfig, ParameterGroupConfig
+from falcon_h1r.config_stage import OptimizerConfig, ParameterGroupConfig
 from falcon_h1r.types import InputError
 
 # By name: under ZeRO 3 a parameter no longer shows how many dimensions it has.

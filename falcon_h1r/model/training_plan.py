@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import FalconH1Config
 
-from falcon_h1r.config import LoRAConfig, OptimizerConfig
+from falcon_h1r.config import LoRAConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.model.load import weightless_model
 from falcon_h1r.model.lora import add_adapters
 from falcon_h1r.model.multipliers import check_learning_rate

@@ -166,8 +166,9 @@ def _prepare(run: MeasuredRun, world: Any) -> tuple[Any, list[Any]]:
     import torch
 
     from falcon_h1r.benchmark.workloads import Setup, random_model, random_row
-    from falcon_h1r.config import LoRAConfig, OptimizerConfig
+    from falcon_h1r.config import LoRAConfig
     from falcon_h1r.config_run import EngineConfig
+    from falcon_h1r.config_stage import OptimizerConfig
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.model.load import DTYPES
     from falcon_h1r.model.lora import add_adapters

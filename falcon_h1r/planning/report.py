@@ -180,7 +180,7 @@ def _split_lines(grpo: GRPOPlan, plan: PlanConfig) -> Iterator[str]:
     if grpo.shared:
         yield "GRPO, rollouts and training in turns on the same GPUs (grpo.rollout.name=torch)"
     else:
-        yield "GRPO, GPUs for rollouts (grpo.rollout.name=vllm) and for training, which take turns within a step"
+        yield "GRPO, GPUs for rollouts (grpo.rollout.name=vllm_server) and for training, which take turns within a step"
     rows = [_split_row(split) for split in grpo.splits[:NUM_SPLITS]]
     header = ["rollouts", "training", "slots", "tokens/s a GPU", "s rollouts", "s training", "s a step", "trained with"]
     yield from _columns(header, rows)

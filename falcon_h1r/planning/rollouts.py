@@ -17,7 +17,7 @@ from falcon_h1r.planning.layout import DTYPE_BYTES
 from falcon_h1r.planning.shape import Parameters, Widths
 
 if TYPE_CHECKING:
-    from falcon_h1r.config import GRPOConfig
+    from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_tools import PlanConfig
 
 STATE_TRAFFIC = 2  # a state is read and written, a cache read

@@ -12,8 +12,9 @@ from falcon_h1r.planning.speed import Workload
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
-    from falcon_h1r.config import Config, LimitsConfig
+    from falcon_h1r.config import Config
     from falcon_h1r.config_sources import SourceConfig
+    from falcon_h1r.config_stage import LimitsConfig
 
 SERVER_SHARE = 0.9  # of its memory that a rollout server takes for weights, states and caches
 

@@ -1,14 +1,16 @@
-"""What every rollout engine promises: prompts in, rollouts with logprobs out. The caller cannot tell which it is."""
+"""What every rollout engine promises: requests in, rollouts with logprobs out. The caller cannot tell which it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from falcon_h1r.types import Rollout, content_hash
+
+RolloutKey = tuple[str, int]  # (problem_uid, sample_index): at most one such request is in a sampler at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +31,69 @@ class SamplingSettings:
     top_p: float = 1.0
     top_k: int = 0  # 0 is all
     seed: int = 0
+    stop_strings: tuple[str, ...] = ()  # end a response as a stop token does; they stay in its ids and text
+    num_top_logprobs: int = 0  # raw logprobs at temperature 1 of so many best tokens, kept in `Rollout.top_logprobs`
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """One rollout to be drawn. Requests of one sampler may differ in settings."""
+
+    prompt: Prompt
+    sample_index: int
+    settings: SamplingSettings
+    partial: Rollout | None = None  # go on from it: its tokens and logprobs stay, its prompt and tokens are read anew
+    max_response_tokens: int | None = None  # of this rollout alone; None: the settings'
+
+    @property
+    def key(self) -> RolloutKey:
+        return self.prompt.problem_uid, self.sample_index
 
 
 class Sampler(Protocol):
-    """A rollout engine."""
+    """A rollout engine.
 
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
-        """All rollouts, ordered by prompt, then by sample index.
+    Logprobs are at the sampling temperature and untruncated: what the trainer would compute for the same tokens.
+    Greedy rollouts carry logprobs at temperature 1.
+    """
 
-        Logprobs are at the sampling temperature and untruncated: what the trainer would compute for the same
-        tokens. Greedy rollouts carry logprobs at temperature 1.
+    policy_version: int  # moves with every `load_weights`
+    free_slots: int  # rollouts that could begin at once, beside those submitted; 0 where this rank samples nothing
+
+    def submit(self, requests: Iterable[RolloutRequest]) -> None:
+        """Queue requests. Those of one prompt that come together share its processing."""
+        ...
+
+    def advance(self, num_tokens: int) -> list[Rollout]:
+        """Decode up to `num_tokens` more tokens of every running rollout, waiting ones taking freed slots meanwhile.
+
+        Returns the rollouts that ended, at once where nothing is left to do. An engine that cannot be interrupted
+        may run all that was submitted to their ends.
+
+        Raises:
+            StopRequested: where the run is to stop; all that was submitted is forgotten.
         """
         ...
 
-    def load_weights(self, policy: Any) -> None:
-        """Sample from this policy from now on; rollouts carry its version."""
+    def abort(self, keys: Collection[RolloutKey] | None = None) -> list[Rollout]:
+        """Take running and waiting requests out, all of them or these, and return what they have drawn so far.
+
+        Their `stop_reason` is "abort"; one that had not begun has no tokens. Unknown keys are ignored.
+        """
         ...
+
+    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
+        """All rollouts of these prompts, to their ends: ordered by prompt, then by sample index."""
+        ...
+
+    def load_weights(self, policy: Any) -> None:
+        """Sample from this policy (an `Engine`) from now on; rollouts carry its version. Every rank calls it."""
+        ...
+
+
+def requests_for(prompts: Sequence[Prompt], settings: SamplingSettings) -> list[RolloutRequest]:
+    """`num_samples` requests for every prompt, ordered by prompt, then by sample index."""
+    return [RolloutRequest(prompt, sample, settings) for prompt in prompts for sample in range(settings.num_samples)]
 
 
 def rollout_uniforms(settings: SamplingSettings, problem_uid: str, sample_index: int) -> np.ndarray:

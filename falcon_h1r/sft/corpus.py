@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from falcon_h1r.config import Config, LimitsConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.data.packing import Document
 from falcon_h1r.data.packing_plan import Indices

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from falcon_h1r.checkpoint.stored import open_newest
-from falcon_h1r.config import Config, LimitsConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.config import Config, SFTConfig
 from falcon_h1r.config_run import CheckpointConfig
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.world import World

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from falcon_h1r.checkpoint import models, publish_model, publish_policy
-from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.tokenisation import train_tokenizer
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.watch import Watch

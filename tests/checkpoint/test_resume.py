@@ -15,8 +15,8 @@ import torch
 
 from falcon_h1r.checkpoint.state import generator_states, restore_generators
 from falcon_h1r.checkpoint.stored import StoredState, newest_checkpoint, open_newest
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import CheckpointConfig, EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT
 from falcon_h1r.distributed.world import World

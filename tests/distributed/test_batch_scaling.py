@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from falcon_h1r.config import Config, ModelConfig, OptimizerConfig
+from falcon_h1r.config import Config, ModelConfig
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe

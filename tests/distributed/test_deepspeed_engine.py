@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.engine import Engine, TorchEngine
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT

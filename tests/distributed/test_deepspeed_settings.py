@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from falcon_h1r.config import OptimizerConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.deepspeed_settings import deepspeed_config
 from falcon_h1r.types import InputError
 

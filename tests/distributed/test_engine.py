@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from falcon_h1r.config import OptimizerConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.distributed.engine import TorchEngine, scheduled_learning_rate
 from falcon_h1r.distributed.world import World
 from falcon_h1r.sft.loop import train_step

@@ -137,8 +137,8 @@ def test_a_gap_between_sampler_and_trainer_is_red(dtype: str, tmp_path: Path, mo
 
 
 def test_another_sampler_than_torchs_is_not_claimed_to_be_tried(tmp_path: Path) -> None:
-    found = statuses(check_sampler(examination(tmp_path, ALONE, "grpo.rollout.name=vllm")))
-    assert found == {"vllm sampler": "skipped", "sampler logprobs": "ok"}
+    found = statuses(check_sampler(examination(tmp_path, ALONE, "grpo.rollout.name=vllm_server")))
+    assert found == {"vllm_server sampler": "skipped", "sampler logprobs": "ok"}
 
 
 @pytest.mark.parametrize("kind", ["weight", "exp_avg", "exp_avg_sq"])

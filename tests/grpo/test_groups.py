@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import Config, GRPOConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_grpo import GRPOConfig, RewardConfig
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
@@ -54,7 +55,7 @@ def verifier():
 
 
 def test_several_boxes_cost_what_the_config_says_and_are_counted(verifier) -> None:
-    config = GRPOConfig(problems_per_step=1, group_size=2, several_boxes_penalty=0.25)
+    config = GRPOConfig(problems_per_step=1, group_size=2, reward=RewardConfig(several_boxes_penalty=0.25))
     problem = Problem("1/0", "question", "7")
     texts = ("<think>\\boxed{1} \\boxed{2}</think>\\boxed{7}", "<think>hm</think>\\boxed{8} or \\boxed{7}")
     rollouts = [Rollout(problem.uid, k, [5], [1], [-1.0], "stop", 0, text) for k, text in enumerate(texts)]

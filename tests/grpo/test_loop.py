@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import GRPOConfig, GRPOLossConfig, OptimizerConfig
+from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World

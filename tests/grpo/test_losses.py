@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from falcon_h1r.config import GRPOLossConfig
+from falcon_h1r.config_grpo import GRPOLossConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_row
 from falcon_h1r.grpo.credit import normalise_within_group
 from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import Config, GRPOConfig, SelectionConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_grpo import GRPOConfig, SelectionConfig
 from falcon_h1r.config_selection import asks_for_selection, selection_limits
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.watch import StopRequested

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falcon_h1r.config import SelectionConfig
+from falcon_h1r.config_grpo import SelectionConfig
 from falcon_h1r.grpo.selection.rules import (
     CONSISTENT_WRONG,
     SOLVED,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from falcon_h1r.config import SelectionConfig
+from falcon_h1r.config_grpo import SelectionConfig
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.grpo.selection.screening import Drop, drop_long_prompts, question_key, screen_problems

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import LoRAConfig, ModelConfig, OptimizerConfig, ParameterGroupConfig
+from falcon_h1r.config import LoRAConfig, ModelConfig
+from falcon_h1r.config_stage import OptimizerConfig, ParameterGroupConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World

@@ -9,7 +9,8 @@ import torch
 from transformers import FalconH1ForCausalLM
 
 from falcon_h1r.checkpoint import check_training
-from falcon_h1r.config import Config, ModelConfig, OptimizerConfig, ParameterGroupConfig
+from falcon_h1r.config import Config, ModelConfig
+from falcon_h1r.config_stage import OptimizerConfig, ParameterGroupConfig
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.dry_run import describe

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import FalconH1ForCausalLM
 
-from falcon_h1r.config import ModelConfig, OptimizerConfig
+from falcon_h1r.config import ModelConfig
 from falcon_h1r.config_run import EngineConfig
+from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_for_rank, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World, join_sequence_group

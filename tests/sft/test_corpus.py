@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from falcon_h1r.config import Config, LimitsConfig
+from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.data.packing import Document
 from falcon_h1r.data.tokenisation import encode_traces

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from falcon_h1r.config import LimitsConfig, OptimizerConfig, SFTConfig
+from falcon_h1r.config import SFTConfig
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World

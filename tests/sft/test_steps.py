@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from falcon_h1r.config import Config, LimitsConfig, SFTConfig
+from falcon_h1r.config import Config, SFTConfig
 from falcon_h1r.config_checks import check_config
+from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.data.packing import Document
 from falcon_h1r.dry_run.arithmetic import RankPlan, plan_sft
 from falcon_h1r.sft.loop import rows_of_rank

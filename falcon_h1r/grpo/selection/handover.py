@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from falcon_h1r.config import GRPOConfig
+from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.data.sources import read_problems
 from falcon_h1r.types import InputError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from falcon_h1r.checkpoint.files import replace_text
-from falcon_h1r.config import GRPOConfig, SelectionConfig
+from falcon_h1r.config_grpo import GRPOConfig, SelectionConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.data.jsonl import write_jsonl
 from falcon_h1r.grpo.selection.handover import DROPPED_FILE, RATES_FILE, RL_FILE, SUMMARY_FILE

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from falcon_h1r.config import SelectionConfig
+from falcon_h1r.config_grpo import SelectionConfig
 from falcon_h1r.types import content_hash
 
 SOLVED, CONSISTENT_WRONG = "solved", "consistent_wrong"

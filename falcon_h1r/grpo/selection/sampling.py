@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from falcon_h1r.checkpoint.stopping import gather_unless_stopped
-from falcon_h1r.config import GRPOConfig
+from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from falcon_h1r.config import SelectionConfig
+from falcon_h1r.config_grpo import SelectionConfig
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import read_traces
 from falcon_h1r.distributed.watch import Watch

@@ -1,0 +1,102 @@
+"""What is refused of GRPO's settings: values out of bounds, and combinations that contradict. Imports no torch."""
+
+from __future__ import annotations
+
+from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig, RewardConfig, RolloutConfig
+from falcon_h1r.config_rules import at_least, differing, one_of
+from falcon_h1r.types import InputError
+
+SAMPLERS = ("torch", "vllm_server", "vllm_colocate")
+
+
+def check_grpo(grpo: GRPOConfig) -> None:
+    """Refuse what cannot be trained with.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if grpo.group_size < 2:
+        raise InputError(
+            f"grpo.group_size={grpo.group_size}: advantages are taken within a group, which needs at least 2 rollouts"
+        )
+    if grpo.optimizer.reference_batch_tokens is not None and grpo.optimizer.batch_tokens is None:
+        raise InputError(
+            "grpo.optimizer.batch_tokens is not set: reference_batch_tokens needs it, for how long rollouts become is "
+            "not known before they are drawn"
+        )
+    for name in ("updates_per_batch", "problems_per_step", "surplus_cache_steps"):
+        at_least(f"grpo.{name}", getattr(grpo, name), 1)
+    for name in ("max_backfill_rounds", "surplus_cache_groups", "skip_solved_steps"):
+        at_least(f"grpo.{name}", getattr(grpo, name), 0)
+    one_of("grpo.zero_variance", grpo.zero_variance, ("backfill", "reject", "duplicate"))
+    one_of("grpo.truncated", grpo.truncated, ("keep", "mask"))
+    _check_rollout(grpo.rollout)
+    _check_reward(grpo.reward, grpo.limits.response_tokens)
+    _check_loss(grpo.loss)
+
+
+def _check_rollout(rollout: RolloutConfig) -> None:
+    one_of("grpo.rollout.name", rollout.name, SAMPLERS)
+    if rollout.temperature <= 0:
+        raise InputError(f"grpo.rollout.temperature={rollout.temperature}: greedy rollouts have no contrast")
+    if rollout.top_p < 1.0 or rollout.top_k > 0:
+        raise InputError(
+            f"grpo.rollout.top_p={rollout.top_p}, top_k={rollout.top_k}: RL samples the whole "
+            "distribution (top_p 1, top_k 0), or its logprobs are not those of what was sampled"
+        )
+    for name in ("max_slots", "prefill_tokens", "meeting_tokens"):
+        at_least(f"grpo.rollout.{name}", getattr(rollout, name), 1)
+    at_least("grpo.rollout.oversampling", rollout.oversampling, 1.0)
+    at_least("grpo.rollout.max_partial_steps", rollout.max_partial_steps, 0)
+    if rollout.step_tokens is not None:
+        at_least("grpo.rollout.step_tokens", rollout.step_tokens, 1)
+    if rollout.dtype is not None:
+        one_of("grpo.rollout.dtype", rollout.dtype, ("float32", "bfloat16", "float64"))
+
+
+def _check_reward(reward: RewardConfig, response_tokens: int) -> None:
+    for name, value in vars(reward).items():
+        at_least(f"grpo.reward.{name}", value, 0)
+    if reward.overlong_penalty and not 0 < reward.overlong_buffer_tokens <= response_tokens:
+        raise InputError(
+            f"grpo.reward.overlong_buffer_tokens={reward.overlong_buffer_tokens}: overlong_penalty needs 1 to "
+            f"limits.response_tokens={response_tokens} of them"
+        )
+
+
+def _check_loss(loss: GRPOLossConfig) -> None:
+    one_of("grpo.loss.objective", loss.objective, ("clip", "gspo", "cispo"))
+    one_of("grpo.loss.aggregation", loss.aggregation, ("sequence", "token", "constant"))
+    one_of("grpo.loss.advantage_scale", loss.advantage_scale, ("group", "batch", "none"))
+    for name in ("clip_low", "clip_high", "cross_entropy_weight", "kl_coefficient", "entropy_coefficient"):
+        at_least(f"grpo.loss.{name}", getattr(loss, name), 0.0)
+
+
+# -----------------------------------------------------------------------------
+# Not built yet
+
+
+def unbuilt_in_rollouts(grpo: GRPOConfig) -> list[str]:
+    """Of what draws and judges rollouts, in RL selection as in GRPO."""
+    unjudged = [f"grpo.selection.domains={grpo.selection.domains}"] if "code" in grpo.selection.domains else []
+    return [
+        *differing("grpo.rollout", grpo.rollout, name="torch"),
+        *differing("grpo.rollout", grpo.rollout, dtype=None, stop_strings=[]),
+        *unjudged,
+    ]
+
+
+def unbuilt_in_grpo(grpo: GRPOConfig) -> list[str]:
+    return [
+        *differing(
+            "grpo.rollout", grpo.rollout, oversampling=1.0, step_tokens=None, max_partial_steps=0, overlap=False
+        ),
+        *differing("grpo", grpo, zero_variance="backfill", surplus_cache_groups=0, skip_solved_steps=0),
+        *differing("grpo", grpo, surplus_cache_refresh=False, truncated="keep"),
+        *differing("grpo", grpo, updates_per_batch=1),
+        *differing("grpo.loss", grpo.loss, kl_coefficient=0.0, entropy_coefficient=0.0),
+        *differing("grpo.loss", grpo.loss, objective="clip", advantage_scale="group"),
+        *(["grpo.loss.aggregation=constant"] if grpo.loss.aggregation == "constant" else []),
+        *differing("grpo.reward", grpo.reward, correct=1.0, language_mixing_penalty=0.0, overlong_penalty=0.0),
+        *differing("grpo.reward", grpo.reward, truncated_penalty=0.0),
+    ]
