@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Difficulty = Literal["easy", "medium", "hard"]
 DIFFICULTIES: tuple[Difficulty, ...] = ("easy", "medium", "hard")
 
@@ -86,8 +89,10 @@ class Rollout:
     response_ids: list[int]  # ends with the stop token, unless cut by the limit
     sampler_logprobs: list[float]  # one per response token
     stop_reason: StopReason
-    policy_version: int
+    policy_version: int  # of the policy that drew the first token
     text: str  # the decoded response, special tokens kept but for the stop token
+    later_versions: tuple[tuple[int, int], ...] = ()  # (index of the first token, version) where newer policies went on
+    top_logprobs: NDArray[np.float32] | None = None  # (response tokens, k), raw, at temperature 1, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ class RolloutGroup:
     rollouts: list[Rollout]  # (G)
     rewards: list[float]  # (G)
     verdicts: list[Verdict] = field(default_factory=list)  # (G)
+    parts: list[dict[str, float]] = field(default_factory=list)  # (G), what each reward is summed from, by name
 
     @property
     def has_contrast(self) -> bool:
