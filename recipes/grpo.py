@@ -41,8 +41,8 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
-    from falcon_h1r.grpo.groups import open_stream
     from falcon_h1r.grpo.loop import train_grpo
+    from falcon_h1r.grpo.stream import open_stream
     from falcon_h1r.rollout.torch_sampler import TorchSampler
     from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
     from falcon_h1r.verifier import Verifier

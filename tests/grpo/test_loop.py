@@ -14,8 +14,10 @@ from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.groups import ProblemStream
+from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.loop import train_step
+from falcon_h1r.grpo.rewards import Scorer
+from falcon_h1r.grpo.stream import ProblemStream
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
 from falcon_h1r.training_run import SKIPPED
 from falcon_h1r.types import Problem, Rollout
@@ -63,7 +65,8 @@ def two_updates(world: World, model: Any, loss: GRPOLossConfig) -> tuple[list[di
     stream = ProblemStream(problems, [[*PROMPT, index] for index in range(5)], seed=0)
     sampler = ScriptedSampler(engine)
     with Verifier(after_think=True) as verifier:
-        metrics = [train_step(engine, sampler, verifier, stream, config, seed)[0] for seed in range(2)]
+        learner, scorer = Learner(engine, config), Scorer(verifier, config)
+        metrics = [train_step(learner, sampler, scorer, stream, seed)[0] for seed in range(2)]
     return metrics, torch.cat([p.detach().flatten() for p in engine.parameters]), sampler.num_syncs
 
 
@@ -107,7 +110,8 @@ def test_a_step_without_contrast_moves_the_schedule_and_nothing_else(tiny_model)
     stream = ProblemStream([Problem("0", "question", "7")], [PROMPT], seed=0)
     config = GRPOConfig(problems_per_step=1, group_size=4, max_backfill_rounds=1)
     with Verifier(after_think=True) as verifier:
-        metrics, _ = train_step(engine, AlwaysRight(engine), verifier, stream, config, seed=0)
+        learner = Learner(engine, config)
+        metrics, _ = train_step(learner, AlwaysRight(engine), Scorer(verifier, config), stream, seed=0)
     assert metrics["num_groups"] == 0
     assert engine.steps_done == 1
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
@@ -125,8 +129,9 @@ def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:
 
     engine.logprobs = broken  # type: ignore[method-assign]
     stream = ProblemStream([Problem("0", "question", "7")], [PROMPT], seed=0)
+    config = GRPOConfig(problems_per_step=1, group_size=4)
     with Verifier(after_think=True) as verifier:
-        metrics, batch = train_step(engine, sampler, verifier, stream, GRPOConfig(problems_per_step=1, group_size=4), 0)
+        metrics, batch = train_step(Learner(engine, config), sampler, Scorer(verifier, config), stream, 0)
     assert metrics[SKIPPED] == 1.0
     assert len(batch.groups) == 1
     assert (engine.steps_done, engine.updates_done) == (1, 0)

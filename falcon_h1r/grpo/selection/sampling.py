@@ -17,7 +17,7 @@ from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.groups import await_verdicts
+from falcon_h1r.grpo.rewards import await_verdicts
 from falcon_h1r.grpo.selection.rates_file import PassRateFile, rate_row
 from falcon_h1r.grpo.selection.rules import Tally, tally_rollouts
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings

@@ -11,10 +11,12 @@ import torch
 from falcon_h1r.config import Config
 from falcon_h1r.config_grpo import GRPOConfig, RewardConfig
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.groups import GroupBatch, ProblemStream, collect_groups, open_stream, score_groups, well_formed
-from falcon_h1r.grpo.loop import rollout_documents, rollout_metrics
+from falcon_h1r.grpo.collect import collect_groups
+from falcon_h1r.grpo.documents import rollout_documents
+from falcon_h1r.grpo.metrics import group_facts, rollout_metrics
+from falcon_h1r.grpo.rewards import Scorer, well_formed
+from falcon_h1r.grpo.stream import ProblemStream, open_stream
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
 from falcon_h1r.types import InputError, Problem, Rollout
 from falcon_h1r.verifier import Verifier
@@ -59,16 +61,20 @@ def test_several_boxes_cost_what_the_config_says_and_are_counted(verifier) -> No
     problem = Problem("1/0", "question", "7")
     texts = ("<think>\\boxed{1} \\boxed{2}</think>\\boxed{7}", "<think>hm</think>\\boxed{8} or \\boxed{7}")
     rollouts = [Rollout(problem.uid, k, [5], [1], [-1.0], "stop", 0, text) for k, text in enumerate(texts)]
-    (group,) = score_groups([problem], rollouts, verifier, config, Watch())
+    scorer = Scorer(verifier, config)
+    verdicts = [scorer.submit(problem, rollout).result() for rollout in rollouts]
+    group = scorer.score(problem, rollouts, verdicts)
     assert group.rewards == [1.0, 0.75]
-    metrics = rollout_metrics(GroupBatch(groups=[group], drawn=[group], num_rounds=1))
+    metrics = rollout_metrics([group_facts(group)])
     assert metrics["several_boxes_share"] == 0.5
 
 
 def test_groups_without_contrast_are_replaced_until_the_batch_is_full(verifier) -> None:
     config = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=50)
     sampler = ScriptedSampler()
-    batch = collect_groups(stream_of([0, 4, 1, 0, 2, 3, 4, 0]), sampler, verifier, config, ALONE, seed=1)
+    batch = collect_groups(
+        stream_of([0, 4, 1, 0, 2, 3, 4, 0]), sampler, Scorer(verifier, config), config, ALONE, seed=1
+    )
     assert len(batch.groups) == 4
     assert all(0 < sum(group.rewards) < 4 for group in batch.groups)
     assert sampler.num_prompts[0] == 4
@@ -79,16 +85,16 @@ def test_groups_without_contrast_are_replaced_until_the_batch_is_full(verifier) 
 
 def test_backfill_is_bounded_and_averages_count_what_was_dropped(verifier) -> None:
     config = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=2)
-    batch = collect_groups(stream_of([0, 4, 0, 4]), ScriptedSampler(), verifier, config, ALONE, seed=1)
+    batch = collect_groups(stream_of([0, 4, 0, 4]), ScriptedSampler(), Scorer(verifier, config), config, ALONE, seed=1)
     assert batch.groups == []
-    metrics = rollout_metrics(batch)
-    assert (metrics["num_groups"], metrics["num_backfill_rounds"], metrics["zero_variance_share"]) == (0.0, 2.0, 1.0)
+    metrics = rollout_metrics([group_facts(group) for group in batch.drawn])
+    assert (len(batch.groups), batch.num_rounds, metrics["zero_variance_share"]) == (0, 3, 1.0)
     assert metrics["pass_at_1"] == 0.5
 
 
 def test_documents_carry_their_rollouts_credit(verifier) -> None:
     config = GRPOConfig(problems_per_step=1, group_size=4)
-    batch = collect_groups(stream_of([1]), ScriptedSampler(), verifier, config, ALONE, seed=1)
+    batch = collect_groups(stream_of([1]), ScriptedSampler(), Scorer(verifier, config), config, ALONE, seed=1)
     documents = rollout_documents(batch.groups, config)
     assert [document.loss_weights for document in documents] == [[0.0, 0.0, 0.5, 0.5]] * 4
     advantages = [document.advantages[-1] for document in documents if document.advantages]
