@@ -30,6 +30,7 @@ from falcon_h1r.distributed.deepspeed_settings import check_deepspeed
 from falcon_h1r.distributed.slurm import requeue
 from falcon_h1r.distributed.verdicts import LAUNCHER, STOPPED, USAGE_ERROR
 from falcon_h1r.entry_folder import OpenRun, check_folder, differences, flatten, give_back_folder, open_run
+from falcon_h1r.entry_sweep import FLAGS, run_sweep
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def run_recipe(stage: str, recipe: Recipe, check_inputs: Check) -> None:
     accept_local_rank()
     outcome: Config | InputError
     try:
+        if set(FLAGS) & set(sys.argv):
+            run_sweep(sys.argv)
         config = _compose(stage)
         if config is None:
             return  # --cfg, --info: Hydra answered by itself
@@ -109,8 +112,6 @@ def _compose(stage: str) -> Config | None:
     def compose(config: DictConfig) -> None:
         composed.append(config)
 
-    if {"-m", "--multirun"} & set(sys.argv):
-        raise InputError("--multirun: not supported; start the recipe once for each setting")
     compose()
     if not composed:
         return None

@@ -110,7 +110,7 @@ def preset_folder(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
         ("sft.num_steps", "sft.num_steps: not of the form key=value"),
         ("sft={a", "sft={a: not of the form key=value"),
         ("seed=1,2", "seed=1,2: several values, where one is expected"),
-        ("--multirun", "--multirun: not supported; start the recipe once for each setting"),
+        ("--multirun", "--multirun: nothing to vary; list values: seed=0,1,2"),
         ("sft.num_steps=${foo}", "sft.num_steps: Interpolation key 'foo' not found"),
         ("model=nope", "model=nope: no such model (there are: benchmark, falcon_h1_0_5b, falcon_h1_7b, tiny)"),
         ("data=nope", "data=nope: no such data (there are: gsm8k, jsonl, synthetic)"),

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import NoReturn
 
@@ -41,21 +41,35 @@ def relaunch(num_processes: int) -> NoReturn:
         **{"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes), LAUNCHER: str(os.getpid())},
     }
     ranks: list[subprocess.Popen[bytes]] = []
-    passed: set[int] = set()
-
-    def pass_on(number: int, frame: object) -> None:
-        passed.add(number)
-        for rank in ranks:
-            rank.send_signal(number)  # does nothing once it has been seen to end
-
-    for number in PASSED_ON:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
+    passed = _pass_on_signals(ranks)
     for rank in range(num_processes):
         described = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         # A session of its own: the terminal's Ctrl-C reaches it once, through this process.
         ranks.append(subprocess.Popen([sys.executable, *sys.argv], env=described, start_new_session=True))
     sys.exit(_wait_for(ranks, passed))
+
+
+def run_command(command: Sequence[str]) -> int:
+    """A command to its end; returns its exit status. Signals are passed on, as to ranks."""
+    processes: list[subprocess.Popen[bytes]] = []
+    passed = _pass_on_signals(processes)
+    processes.append(subprocess.Popen(command, start_new_session=True))
+    return _wait_for(processes, passed)
+
+
+def _pass_on_signals(processes: list[subprocess.Popen[bytes]]) -> Collection[int]:
+    """From now on; returns those that have been, as it fills."""
+    passed: set[int] = set()
+
+    def pass_on(number: int, frame: object) -> None:
+        passed.add(number)
+        for process in processes:
+            process.send_signal(number)  # does nothing once it has been seen to end
+
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    return passed
 
 
 def _wait_for(ranks: list[subprocess.Popen[bytes]], passed: Collection[int] = ()) -> int:
