@@ -55,8 +55,6 @@ def run_recipe(stage: str, recipe: Recipe, check_inputs: Check) -> None:
     accept_local_rank()
     outcome: Config | InputError
     try:
-        if set(FLAGS) & set(sys.argv):
-            run_sweep(sys.argv)
         config = _compose(stage)
         if config is None:
             return  # --cfg, --info: Hydra answered by itself
@@ -104,6 +102,8 @@ def accept_local_rank() -> None:
 
 def _compose(stage: str) -> Config | None:
     """The config of this command line, checked; None where Hydra was asked for something else than a run."""
+    if set(FLAGS) & set(sys.argv):
+        run_sweep(sys.argv)
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing its own summary
     composed: list[DictConfig] = []  # the work begins after Hydra, out of reach of its own error reports

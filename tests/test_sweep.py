@@ -58,7 +58,8 @@ def test_what_is_no_sweep_is_refused(arguments: list[str], message: str) -> None
 
 
 def test_a_sweep_ends_at_the_first_run_that_fails_and_names_it(tmp_path: Path) -> None:
-    command = [sys.executable, "recipes/plan.py", "-m", "plan.decode_utilisation=0.4,0", "model=tiny", f"run_dir={tmp_path}"]
+    swept = ["-m", "plan.decode_utilisation=0.4,0", "model=tiny", f"run_dir={tmp_path}"]
+    command = [sys.executable, "recipes/plan.py", *swept]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     assert "=== 1 of 2: plan.decode_utilisation=0.4" in run.stdout
