@@ -30,7 +30,7 @@ from falcon_h1r.distributed.deepspeed_settings import check_deepspeed
 from falcon_h1r.distributed.slurm import requeue
 from falcon_h1r.distributed.verdicts import LAUNCHER, STOPPED, USAGE_ERROR
 from falcon_h1r.entry_folder import OpenRun, check_folder, differences, flatten, give_back_folder, open_run
-from falcon_h1r.entry_sweep import FLAGS, run_sweep
+from falcon_h1r.entry_sweep import sweep_if_asked
 from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def accept_local_rank() -> None:
 
 def _compose(stage: str) -> Config | None:
     """The config of this command line, checked; None where Hydra was asked for something else than a run."""
-    if set(FLAGS) & set(sys.argv):
-        run_sweep(sys.argv)
+    sweep_if_asked()
     ConfigStore.instance().store(name="schema", node=Config)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing its own summary
     composed: list[DictConfig] = []  # the work begins after Hydra, out of reach of its own error reports

@@ -70,6 +70,12 @@ def plan_sweep(arguments: Sequence[str]) -> list[SweptRun]:
     return runs
 
 
+def sweep_if_asked() -> None:
+    """Where the command line says --multirun, run all that it stands for instead of this process's one, and exit."""
+    if set(FLAGS) & set(sys.argv):
+        run_sweep(sys.argv)
+
+
 def run_sweep(arguments: Sequence[str]) -> NoReturn:
     """Run them one after the other; exits with 0, or at the first that fails with its status."""
     from falcon_h1r.distributed.launcher import run_command

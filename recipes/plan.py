@@ -22,6 +22,7 @@ from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config
 from falcon_h1r.config_errors import CONFIG_ERRORS, one_line, refuse_unknown_keys
 from falcon_h1r.entry import CONFIGS, USAGE_ERROR
+from falcon_h1r.entry_sweep import sweep_if_asked
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
         composed.append(config)
 
     try:
+        sweep_if_asked()
         compose()
         if composed:
             refuse_unknown_keys(composed[0])
