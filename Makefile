@@ -6,6 +6,7 @@
 #   make test                                the fast tests        (make test WORKERS=0: in one process)
 #   make test-slow                           the rest; as root on Debian it first installs slurm, munge and iproute2
 #   make test-gpu                            the GPU's kernels against torch's, on a machine that has one
+#   make ablations                           GRPO with one thing changed at a time, three seeds: hours, goes on if interrupted
 #   make check                               lint, format, types, fast tests
 
 VENV ?= .venv
@@ -15,7 +16,7 @@ WORKERS ?= 4
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system-packages quickstart test test-slow test-gpu lint check format constraints-check
+.PHONY: help setup system-packages quickstart ablations test test-slow test-gpu lint check format constraints-check
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +69,9 @@ system-packages:
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python recipes/pipeline.py experiment=$(EXPERIMENT) $(ARGS)
+
+ablations: $(INSTALLED)
+	$(VENV)/bin/python recipes/benchmark.py suite=ablations $(ARGS)
 
 # --- tests ----------------------------------------------------------------------------------------------
 

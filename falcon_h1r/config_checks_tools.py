@@ -6,7 +6,10 @@ from falcon_h1r.config_rules import at_least, one_of, share
 from falcon_h1r.config_tools import BenchmarkSuiteConfig, DoctorConfig, PlanConfig
 from falcon_h1r.types import InputError
 
-BENCHMARK_KINDS = ("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "curation", "packing")
+BENCHMARK_KINDS = (
+    *("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "curation", "packing"),
+    *("rollouts", "grpo_step", "long_tail", "ablations"),
+)
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
 DOCTOR_CHECKS = (

@@ -28,6 +28,12 @@ class BenchmarkSuiteConfig:
     page: str = "docs/benchmarks/quickstart.md"
     runs: list[str] = field(default_factory=list)  # of quickstart: run folders of several seeds
 
+    # Of ablations: runs of `experiment` under `folder`, where they go on from.
+    experiment: str = "quickstart"
+    folder: str = "runs/ablations"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    ablations: list[str] = field(default_factory=list)  # names of configs/ablation; base is always among them
+
     # Of plan: training steps whose peak memory is measured; name: fields of falcon_h1r.planning.measure.MeasuredRun.
     # Of its also: max_seconds (of one of them), num_layers, vocab_size.
     plan_runs: dict[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
+from falcon_h1r.config_checks import require
 from falcon_h1r.entry import run_recipe
 from falcon_h1r.types import InputError
 
@@ -45,6 +46,9 @@ def check(config: Config) -> None:
         from falcon_h1r.benchmark.verifier.suite import check_verifier_suite
 
         check_verifier_suite(config.benchmark)
+    elif config.benchmark.kind == "grpo_step":
+        require("model.path", config.model.path)
+        require("grpo.data.path", config.grpo.data.path)
     elif config.benchmark.kind == "plan":
         from falcon_h1r.planning.suite import measured_runs
 
@@ -53,8 +57,10 @@ def check(config: Config) -> None:
 
 def benchmark(config: Config, folder: Path, world: World) -> None:
     """Measure or collect, and write the page."""
+    from falcon_h1r.benchmark.ablations import run_ablations_suite
     from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
     from falcon_h1r.benchmark.curation import run_curation_suite
+    from falcon_h1r.benchmark.grpo_step import run_grpo_step_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
     from falcon_h1r.benchmark.packing import run_packing_suite
     from falcon_h1r.benchmark.suite import run_suite
@@ -72,6 +78,10 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_checkpoint_suite(config, folder, world)
     elif config.benchmark.kind == "curation":
         run_curation_suite(config, folder)
+    elif config.benchmark.kind == "ablations":
+        run_ablations_suite(config, folder)
+    elif config.benchmark.kind == "grpo_step":
+        run_grpo_step_suite(config, folder, world)
     elif config.benchmark.kind == "distributed":
         run_layouts_suite(config, folder)
     elif config.benchmark.kind == "packing":
