@@ -22,7 +22,6 @@ from typing import Protocol
 
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
-from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.types import InputError

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from falcon_h1r.grpo.metrics import GroupFacts, RolloutFacts
-from falcon_h1r.types import Rollout, RolloutGroup, Verdict, problem_from_row, to_row
+from falcon_h1r.types import Rollout, RolloutGroup, StopReason, Verdict, problem_from_row, to_row
 
-CUT = "abort"  # the stop reason of a rollout that goes on
+CUT: StopReason = "abort"  # the stop reason of a rollout that goes on
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,10 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
         if dealt.rows:
             batches.sync()
     told = world.gather(_own_part(batch, clock, policy_version, engine.steps_done))
-    return StepReport(_step_metrics(batch, told, clock) | learnt, [row for own in told for row in own.samples], dealt)
+    metrics = _step_metrics(batch, told, clock) | learnt
+    if "tokens" in metrics:
+        metrics["training_tokens_per_second"] = metrics["tokens"] / metrics["training_seconds"]
+    return StepReport(metrics, [row for own in told for row in own.samples], dealt)
 
 
 def _skip(learner: Learner) -> dict[str, float]:
