@@ -17,6 +17,7 @@ from falcon_h1r.grpo.carried import CarriedRollouts
 from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
+from falcon_h1r.model.sequence import SequenceGroup
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, requests_for
 from falcon_h1r.types import Problem, Rollout, StopReason, Verdict, content_hash
 from falcon_h1r.verifier import Verifier
@@ -184,10 +185,12 @@ def stream_of(num_right: Sequence[int], seed: int = 0, skip_solved_steps: int = 
 
 
 class ThreadWorld:
-    """A rank among threads: what `collect` asks of a World."""
+    """A rank among threads: what `collect` and `redistribute` ask of a World."""
 
-    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
+    def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier, degree: int = 1) -> None:
         self.rank, self.size, self.watch = rank, size, Watch()
+        self.sequence = SequenceGroup(rank % degree, degree, None)
+        self.data_rank, self.data_size = rank // degree, size // degree
         self.num_meetings = 0
         self._board, self._barrier = board, barrier
 
@@ -199,6 +202,32 @@ class ThreadWorld:
         self._barrier.wait(timeout=30)
         return told
 
+    def exchange(self, values: Sequence[Any]) -> list[Any]:
+        return [sent[self.rank] for sent in self.gather(list(values))]
+
+
+def in_threads(size: int, work: Callable[[Any], Any], degree: int = 1) -> list[Any]:
+    """What `work` returns on every rank, given its world; what one raises, if not for others, is raised."""
+    board, barrier = [None] * size, threading.Barrier(size)
+    outcomes: list[Any] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            outcomes[rank] = work(ThreadWorld(rank, size, board, barrier, degree))
+        except BaseException as error:
+            outcomes[rank] = error
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException) and not isinstance(outcome, threading.BrokenBarrierError):
+            raise outcome
+    return outcomes
+
 
 @dataclass
 class Ranks:
@@ -209,28 +238,13 @@ class Ranks:
 
     def collect(self) -> list[GroupBatch]:
         """A step: every rank's batch."""
-        size = len(self.collectors)
-        board, barrier = [None] * size, threading.Barrier(size)
-        worlds: list[Any] = [ThreadWorld(rank, size, board, barrier) for rank in range(size)]
-        outcomes: list[Any] = [None] * size
 
-        def work(rank: int) -> None:
-            try:
-                outcomes[rank] = self.collectors[rank].collect(worlds[rank])
-            except BaseException as error:
-                outcomes[rank] = error
-                barrier.abort()
+        def collect(world: Any) -> tuple[GroupBatch, int]:
+            return self.collectors[world.rank].collect(world), world.num_meetings
 
-        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, threading.BrokenBarrierError):
-                raise outcome
-        self.num_meetings = worlds[0].num_meetings
-        return outcomes
+        batches, meetings = zip(*in_threads(len(self.collectors), collect), strict=True)
+        self.num_meetings = meetings[0]
+        return list(batches)
 
     @property
     def samplers(self) -> list[ScriptedSampler]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +18,7 @@ from falcon_h1r.grpo.metrics import group_facts, rollout_metrics
 from falcon_h1r.grpo.rewards import Scorer, well_formed
 from falcon_h1r.rollout.sampler import RolloutRequest
 from falcon_h1r.types import Problem, Rollout, Verdict
+from falcon_h1r.verifier import Verifier
 from tests.grpo.conftest import Line, QuickVerifier, Ranks, by_chance, chosen_uids, first_right, make_ranks
 
 BACKFILLED = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=50)
@@ -234,30 +237,30 @@ def test_empty_responses_are_credited_counted_and_not_learnt_from() -> None:
     assert [len(group.rewards) for group in batch.own_groups.values()] == [4, 4]
 
 
-def test_a_verifier_that_is_killed_or_cannot_read_the_gold_costs_no_step(verifier) -> None:
-    def endless(request: RolloutRequest) -> Line:
-        return Line([1, 2], request.sample_index < 2)
+@pytest.mark.parametrize(("sent", "stage"), [(signal.SIGKILL, "worker"), (signal.SIGSTOP, "deadline")])
+def test_a_verifier_that_is_killed_or_hangs_and_a_gold_that_is_none_cost_no_step(sent: int, stage: str) -> None:
+    class Unlucky:
+        """Of four answers, the third needs a worker that has been killed or stopped; the fourth gold is none."""
 
-    class Obstinate:
-        """The real one, but of the last samples one asks for algebra without end and one has a gold that is none."""
-
-        def __init__(self) -> None:
-            self.count = 0
+        def __init__(self, verifier: Verifier) -> None:
+            self.verifier, self.count = verifier, 0
 
         def submit(self, prediction: str, gold: str) -> Future[Verdict]:
             self.count += 1
-            if self.count % 4 == 3:
-                return verifier.submit(r"<think></think>\boxed{\sum_{n=1}^{10^9} \sin(n^{n})}", r"\sqrt{2}+1")
-            if self.count % 4 == 0:
-                return verifier.submit(prediction, r"\frac{1}{")
-            return verifier.submit(prediction, gold)
+            if self.count == 3:
+                (pid,) = self.verifier._pool.process_ids()
+                os.kill(pid, sent)
+                return self.verifier.submit(r"</think>\boxed{\sqrt{8}+1}", r"2\sqrt{2}+1")
+            return self.verifier.submit(prediction, r"\frac{1}{" if self.count == 4 else gold)
 
     config = GRPOConfig(problems_per_step=1, group_size=4)
-    (batch,) = make_ranks(1, config, [1, 1], endless, verifier=Obstinate()).collect()
+    with Verifier(after_think=True) as verifier:
+        verifier.start()
+        (batch,) = make_ranks(1, config, [1, 1], first_right, verifier=Unlucky(verifier)).collect()
     statuses = [rollout.status for rollout in batch.drawn[0].rollouts]
-    assert statuses[:2] == ["correct", "correct"]
-    assert statuses[2] in ("undecided", "wrong")
-    assert statuses[3] == "unverifiable_gold"
+    assert statuses == ["correct", "wrong", "undecided", "unverifiable_gold"]
+    (group,) = batch.own_groups.values()
+    assert group.verdicts[2].stage == stage
     assert len(batch.chosen) == 1
 
 
