@@ -1,4 +1,4 @@
-"""Rollouts that a step cuts off go on in the next ones: no token lost, none too old, and the long are not passed over."""
+"""Rollouts that a step cuts off go on in the next ones: no token lost, none too old, the long not passed over."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ def test_every_token_is_learnt_from_kept_or_counted_as_dropped() -> None:
         dropped += sum(batch.own_sums["dropped_tokens"] for batch in batches)
         learnt += sum(len(ids) for batch in batches for group in responses(batch).values() for ids in group)
         without_contrast += sum(
-            rollout.response_tokens for facts in batches[0].drawn if not facts.has_contrast for rollout in facts.rollouts
+            rollout.response_tokens
+            for facts in batches[0].drawn
+            if not facts.has_contrast
+            for rollout in facts.rollouts
         )
         ranks.sync()
     carried = [collector.carried for collector in ranks.collectors]
