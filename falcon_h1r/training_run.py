@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from falcon_h1r.checkpoint.files import step_folder
 from falcon_h1r.checkpoint.saver import Saver
-from falcon_h1r.checkpoint.state import SharedState, config_sha256, generator_states
+from falcon_h1r.checkpoint.state import Rows, SharedState, config_sha256, generator_states
 from falcon_h1r.checkpoint.stored import StoredState
 from falcon_h1r.config import Config
 from falcon_h1r.data.jsonl import write_jsonl
@@ -46,12 +46,25 @@ class Resumable(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Carrying(Protocol):
+    """Something that every rank has a part of its own of, too large to tell the others."""
+
+    def snapshot(self) -> Rows:
+        """What is carried now: rows of JSON, made when they are written, in another thread and during later steps."""
+        ...
+
+    def restore(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take on this rank's part; where the number of ranks has changed, any share of all rows."""
+        ...
+
+
 @dataclass(slots=True)
 class _Border:
     """What there is to save between two steps, but for the weights; kept while the next step moves on."""
 
     shared: SharedState
     generators: dict[str, Any]
+    carried: Rows | None
 
 
 class TrainingRun:
@@ -67,6 +80,7 @@ class TrainingRun:
         evaluate_dev: DevEvaluation,
         state: Mapping[str, Resumable] | None = None,
         stored: StoredState | None = None,
+        carrying: Carrying | None = None,
     ) -> None:
         """
         Args:
@@ -74,14 +88,17 @@ class TrainingRun:
             evaluate_dev: measures the policy on held-out problems; called on every rank, every `dev_every_steps`.
             state: what the stage remembers beside the engine, by name.
             stored: the checkpoint to go on from.
+            carrying: what each rank has of its own beside.
         """
         self.config, self.stage, self.folder = config, stage, folder
         self.engine, self.world, self.tracker = engine, engine.world, tracker
         self._settings = config.sft if stage == "sft" else config.grpo
         self._evaluate_dev, self._state, self._stored = evaluate_dev, dict(state or {}), stored
+        self._carrying = carrying
         self._config_sha256 = config_sha256(config)
         self._skipped_steps = self._skipped_in_a_row = 0
         self._save_is_due = False
+        self._last_border = 0  # of the engine's steps, that before the one which is being done
         self._exits = ExitStack()
         self.saver = Saver(
             folder / CHECKPOINTS,
@@ -103,10 +120,11 @@ class TrainingRun:
         return self
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, from 0."""
+        """The steps that are left, from 0. One of the stage's may be several of the engine's."""
         if self._border.shared.unlogged is not None:
             self._finish_border()
         while self.engine.steps_done < self.engine.num_steps:
+            self._last_border = self.engine.steps_done
             yield self.engine.steps_done
 
     def finish_step(
@@ -119,7 +137,7 @@ class TrainingRun:
         """Look, now and then, at problems it does not train on; log; save if it is time.
 
         Args:
-            metrics: of the step that the engine has just done.
+            metrics: of what the engine has done since the last border.
             documents: what it learnt from, asked for if they have to be written out.
             samples: rows for samples.jsonl.
             plan: which of the documents shared a row, in the order dealt to ranks; None: as plan_rows has them.
@@ -134,7 +152,7 @@ class TrainingRun:
             self._skipped_steps += is_skipped
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
         metrics["skipped_steps"] = float(self._skipped_steps)
-        self._stand_at_border({"metrics": metrics, "samples": list(samples)})
+        self._stand_at_border({"metrics": metrics, "samples": list(samples), "since_step": self._last_border})
         self._finish_border()
         if self._skipped_in_a_row and self._skipped_in_a_row >= self.config.supervision.max_skipped_steps:
             self._give_up(documents(), plan)
@@ -158,15 +176,17 @@ class TrainingRun:
             tracker=self.tracker.ids,
             unlogged=unlogged,
         )
-        self._border = _Border(shared, generator_states())
+        carried = self._carrying.snapshot() if self._carrying is not None else None
+        self._border = _Border(shared, generator_states(), carried)
 
     def _finish_border(self) -> None:
         """Evaluate, log and save: repeated from its start where a stop interrupts it."""
         unlogged, step = self._border.shared.unlogged, self.engine.steps_done
         assert unlogged is not None
         metrics = dict(unlogged["metrics"])
+        since = self._last_border = unlogged.get("since_step", step - 1)
         every = self._settings.dev_every_steps
-        if every and (step % every == 0 or step == self.engine.num_steps):
+        if every and (passed_multiple(every, since, step) or step == self.engine.num_steps):
             self.world.watch.beat("evaluating", step)
             with self.engine.whole():
                 metrics.update(self._evaluate_dev())
@@ -187,7 +207,8 @@ class TrainingRun:
         self.saver.advance(busy)
         if stop:
             raise StopRequested
-        self._save_is_due |= bool(due) or bool(settings.every_steps and step % settings.every_steps == 0)
+        every = settings.every_steps
+        self._save_is_due |= bool(due) or bool(every and passed_multiple(every, self._last_border, step))
         is_last = step == self.engine.num_steps  # saved by the end of the run
         if self._save_is_due and not is_last and not self.saver.in_flight:
             self.save()
@@ -197,7 +218,8 @@ class TrainingRun:
         self._save_is_due, self._saved_at = False, time.monotonic()
         if self._border.shared.step != self.saver.last_step:
             self.world.watch.beat("saving", self.engine.steps_done)
-            self.saver.start(self.engine.fragments(), self._border.generators, self._border.shared)
+            border = self._border
+            self.saver.start(self.engine.fragments(), border.generators, border.shared, border.carried)
 
     # -------------------------------------------------------------------------
     # Beginning and end
@@ -209,6 +231,8 @@ class TrainingRun:
             for name, part in self._state.items():
                 part.load_state_dict(stored.shared.stage_state[name])
             self._skipped_steps, self._skipped_in_a_row = stored.shared.skipped_steps, stored.shared.skipped_in_a_row
+            if self._carrying is not None:
+                self._carrying.restore(stored.carried_rows(self.world.rank, self.world.size))
             stored.restore_generators(self.world.rank)
         return stored.shared.unlogged
 
@@ -248,6 +272,11 @@ class TrainingRun:
             f"step {step}: loss or gradient was not finite for {self._skipped_in_a_row} steps in a row "
             f"(supervision.max_skipped_steps); its batch is in {path}"
         )
+
+
+def passed_multiple(every: int, since: int, step: int) -> bool:
+    """Whether a multiple of `every` lies after step `since` and not after `step`."""
+    return step // every > since // every
 
 
 def dealt_rows(

@@ -41,6 +41,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
+    from falcon_h1r.grpo.carried import CarriedRollouts
     from falcon_h1r.grpo.loop import train_grpo
     from falcon_h1r.grpo.stream import open_stream
     from falcon_h1r.rollout.torch_sampler import TorchSampler
@@ -73,8 +74,9 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
             stream, unusable = open_stream(problems, tokenizer, config, verifier)
         if world.is_main and any(unusable.values()):
             print(f"grpo: problems left out: {unusable}")
-        with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, {"stream": stream}, stored) as run:
-            train_grpo(run, sampler, verifier, stream, config.grpo, config.seed)
+        state, carried = {"stream": stream}, CarriedRollouts()
+        with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, state, stored, carried) as run:
+            train_grpo(run, sampler, verifier, stream, carried, config.grpo, config.seed)
     return publish_policy(engine, tokenizer, folder / "model")
 
 

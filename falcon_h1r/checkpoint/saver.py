@@ -18,7 +18,7 @@ from typing import Any
 
 from falcon_h1r.checkpoint.background import BackgroundWork
 from falcon_h1r.checkpoint.files import FileRecord, partial_folder, publish_folder, rotate, step_folder
-from falcon_h1r.checkpoint.state import HostCopies, SharedState, write_rank
+from falcon_h1r.checkpoint.state import HostCopies, Rows, SharedState, write_rank
 from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.fragments import Fragment
 from falcon_h1r.distributed.world import World
@@ -70,14 +70,24 @@ class Saver:
         """Whether this rank's thread still works on it."""
         return self._flight is not None and self._flight.work is not None and self._flight.work.is_busy
 
-    def start(self, fragments: Sequence[Fragment], generators: Mapping[str, Any], shared: SharedState) -> None:
-        """Copy the state of this moment and begin to write it; without `asynchronous`, also end."""
+    def start(
+        self,
+        fragments: Sequence[Fragment],
+        generators: Mapping[str, Any],
+        shared: SharedState,
+        carried: Rows | None = None,
+    ) -> None:
+        """Copy the state of this moment and begin to write it; without `asynchronous`, also end.
+
+        Args:
+            carried: called in this rank's thread.
+        """
         assert self._flight is None, "at most one checkpoint is written at a time"
         beside = partial_folder(step_folder(self.root, shared.step))
         tensors = self._copies.copy(fragments)
         own_part = shared if self.world.is_main else None
         rank = self.world.rank
-        work = BackgroundWork(lambda: write_rank(beside, rank, tensors, generators, own_part))
+        work = BackgroundWork(lambda: write_rank(beside, rank, tensors, generators, own_part, carried))
         self._flight = _Flight(shared.step, "writing", work)
         if not self.settings.asynchronous:
             self.wait()

@@ -1,7 +1,8 @@
 """What a checkpoint holds, copied out of the live run at one moment.
 
-Every rank writes rank_XXXXX.safetensors, its fragments of the weights and of Adam's moments, and rank_XXXXX.json, the
-states of its random number generators; rank 0 also state.json, what all ranks agree on.
+Every rank writes rank_XXXXX.safetensors, its fragments of the weights and of Adam's moments, rank_XXXXX.json, the
+states of its random number generators, and where its stage carries something of its own from step to step,
+rank_XXXXX.carried.jsonl; rank 0 also state.json, what all ranks agree on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from falcon_h1r.checkpoint.files import FileRecord, write_json, write_tensors
+from falcon_h1r.checkpoint.files import FileRecord, HashingFile, write_json, write_tensors
 from falcon_h1r.config import Config
 from falcon_h1r.distributed.fragments import Fragment
 
 STATE = "state.json"
+CARRIED = "carried.jsonl"  # the ending of a rank's file
 SEPARATOR = "|"  # occurs in no parameter's name
 # Where and how a run is carried out, as against what it computes.
 NOT_HASHED = (
     *("name", "run_dir", "resume", "dry_run", "dry_run_steps", "launch", "engine", "checkpoint", "supervision"),
     *("tracking", "benchmark", "export"),
 )
+
+
+Rows = Callable[[], Iterable[Mapping[str, Any]]]  # what a rank carries, made when it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +104,18 @@ def rank_file(rank: int, ending: str) -> str:
 
 
 def write_rank(
-    beside: Path, rank: int, tensors: Mapping[str, Tensor], generators: Mapping[str, Any], shared: SharedState | None
+    beside: Path,
+    rank: int,
+    tensors: Mapping[str, Tensor],
+    generators: Mapping[str, Any],
+    shared: SharedState | None,
+    carried: Rows | None = None,
 ) -> dict[str, FileRecord]:
     """This rank's files into the folder written beside.
 
     Args:
         shared: on rank 0.
+        carried: of a stage that carries something; None: there is no such file.
 
     Raises:
         OSError: where one cannot be written whole.
@@ -114,6 +125,11 @@ def write_rank(
         rank_file(rank, "safetensors"): write_tensors(beside / rank_file(rank, "safetensors"), tensors),
         rank_file(rank, "json"): write_json(beside / rank_file(rank, "json"), {"generators": generators}),
     }
+    if carried is not None:
+        with HashingFile(beside / rank_file(rank, CARRIED)) as file:
+            for row in carried():
+                file.write((json.dumps(row) + "\n").encode())
+        records[rank_file(rank, CARRIED)] = file.record
     if shared is not None:
         records[STATE] = write_json(beside / STATE, asdict(shared))
     return records

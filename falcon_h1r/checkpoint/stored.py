@@ -16,6 +16,7 @@ from torch import Tensor
 
 from falcon_h1r.checkpoint.files import find_fault, read_manifest, remove_partial, saved_steps, step_folder
 from falcon_h1r.checkpoint.state import (
+    CARRIED,
     STATE,
     SharedState,
     config_sha256,
@@ -149,6 +150,24 @@ class StoredState:
             return self.read(name, kind, start, length)
 
         engine.load_state(read, self.shared.step, self.shared.updates)
+
+    def carried_rows(self, rank: int, num_ranks: int) -> list[dict[str, Any]]:
+        """What a rank carries: its own, or where others wrote it, its share of all, every `num_ranks`-th row.
+
+        An older checkpoint has none.
+        """
+        is_own = num_ranks == self.shared.world_size
+        writers = [rank] if is_own else range(self.shared.world_size)
+        paths = [path for writer in writers if (path := self.folder / rank_file(writer, CARRIED)).exists()]
+        rows: list[dict[str, Any]] = []
+        number = 0
+        for path in paths:
+            with path.open() as file:
+                for line in file:
+                    if is_own or number % num_ranks == rank:
+                        rows.append(json.loads(line))
+                    number += 1
+        return rows
 
     def restore_generators(self, rank: int) -> None:
         if (states := self.generators_of(rank)) is not None:

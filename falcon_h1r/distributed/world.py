@@ -7,6 +7,7 @@ environment.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -83,6 +84,21 @@ class World:
         """
         return replace(self, sequence=join_sequence_group(self.rank, self.size, degree, collectives))
 
+    def apart(self, watch: Watch, wait_seconds: float | None = None) -> World:
+        """The same ranks with a group for meetings of its own, so that a second thread may meet beside the first.
+
+        Every rank has to make it at the same time. Its meetings are on the CPU; the sequence group stays the first
+        thread's alone.
+
+        Args:
+            watch: the second thread's.
+            wait_seconds: the deadline of its meetings; None: torch's own.
+        """
+        if self.group is None:
+            return replace(self, watch=watch)
+        wait = timedelta(seconds=wait_seconds + BACKSTOP_SECONDS) if wait_seconds is not None else None
+        return replace(self, group=dist.new_group(backend="gloo", timeout=wait), watch=watch)
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
@@ -121,6 +137,24 @@ class World:
         with self.watch.waiting():
             dist.all_gather_object(gathered, value, group=self.group)
         return gathered
+
+    def exchange(self, values: Sequence[T]) -> list[T]:
+        """`values[r]` goes to rank r; what every rank had for this one comes back, in the order of ranks.
+
+        Each rank receives what is meant for it and nothing else, where `gather` would bring everything to all.
+        """
+        assert len(values) == self.size
+        if self.group is None:
+            return list(values)
+        sent = [pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) for value in values]
+        sent_bytes = torch.tensor([len(each) for each in sent])
+        received_bytes = torch.empty_like(sent_bytes)
+        outgoing = torch.frombuffer(bytearray(b"".join(sent)), dtype=torch.uint8)
+        with self.watch.waiting():
+            dist.all_to_all_single(received_bytes, sent_bytes, group=self.group)
+            incoming = torch.empty(int(received_bytes.sum()), dtype=torch.uint8)
+            dist.all_to_all_single(incoming, outgoing, received_bytes.tolist(), sent_bytes.tolist(), group=self.group)
+        return [pickle.loads(part.numpy().data) for part in incoming.split(received_bytes.tolist())]
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""

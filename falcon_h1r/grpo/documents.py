@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.data.packing import Document
@@ -12,24 +16,92 @@ from falcon_h1r.grpo.credit import normalise_within_group
 from falcon_h1r.types import RolloutGroup
 
 
-def rollout_documents(groups: Sequence[RolloutGroup], config: GRPOConfig) -> list[Document]:
-    """Groups with their credit as documents: weights 1/length (`sequence`) or 1 (`token`) on response tokens."""
-    advantages = normalise_within_group(torch.tensor([group.rewards for group in groups]))  # (P, G)
-    documents = []
+@dataclass(frozen=True, slots=True)
+class CreditedRollout:
+    """What is to be known of a rollout to learn from it, small enough to send."""
+
+    uid: str
+    prompt_ids: NDArray[np.int32]
+    response_ids: NDArray[np.int32]
+    sampler_logprobs: NDArray[np.float32]  # as a packed row has them
+    weight: float  # of each response token in the loss
+    advantage: float
+    positive: float
+
+    def document(self) -> Document:
+        """Every value on the response's tokens, 0 on the prompt's."""
+        blank, length = [0.0] * len(self.prompt_ids), len(self.response_ids)
+        return Document(
+            input_ids=[*self.prompt_ids.tolist(), *self.response_ids.tolist()],
+            loss_weights=blank + [self.weight] * length,
+            advantages=blank + [self.advantage] * length,
+            positives=blank + [self.positive] * length,
+            sampler_logprobs=blank + self.sampler_logprobs.tolist(),
+            uid=self.uid,
+        )
+
+
+def is_learnt_from(response_tokens: int, stop_reason: str, config: GRPOConfig) -> bool:
+    """Whether a rollout has a part in the loss. All have one in their group's mean.
+
+    Nothing can be learnt from an empty response. With `truncated: mask` those that the limit cut off have no part
+    either: they neither add to the loss nor to what it is divided by (DAPO's overlong filtering, arXiv 2503.14476).
+    """
+    return response_tokens > 0 and not (config.truncated == "mask" and stop_reason == "length")
+
+
+def credit_rollouts(
+    groups: Sequence[RolloutGroup], config: GRPOConfig, batch_rewards: Tensor | None = None
+) -> list[CreditedRollout | None]:
+    """Every rollout of these groups with its credit, in order; None where it is not learnt from.
+
+    A response token weighs 1/length (`sequence`), 1 (`token`) or 1/limits.response_tokens (`constant`).
+
+    Args:
+        batch_rewards: (P, G), of all groups of the batch on all ranks; None: these are all.
+    """
+    if not groups:
+        return []
+    rewards = torch.tensor([group.rewards for group in groups])
+    advantages = _advantages(rewards, rewards if batch_rewards is None else batch_rewards, config)  # (P, G)
+    credited: list[CreditedRollout | None] = []
     for group, group_advantages in zip(groups, advantages.tolist(), strict=True):
-        credits = zip(group.rollouts, group_advantages, group.verdicts, strict=True)
-        for rollout, advantage, verdict in credits:
+        for rollout, advantage, verdict in zip(group.rollouts, group_advantages, group.verdicts, strict=True):
             length = len(rollout.response_ids)
-            weight = 1.0 / length if config.loss.aggregation == "sequence" else 1.0
-            blank = [0.0] * len(rollout.prompt_ids)
-            documents.append(
-                Document(
-                    input_ids=rollout.prompt_ids + rollout.response_ids,
-                    loss_weights=blank + [weight] * length,
-                    advantages=blank + [advantage] * length,
-                    positives=blank + [float(verdict.correct)] * length,
-                    sampler_logprobs=blank + rollout.sampler_logprobs,
+            if not is_learnt_from(length, rollout.stop_reason, config):
+                credited.append(None)
+                continue
+            credited.append(
+                CreditedRollout(
                     uid=f"{rollout.problem_uid}/{rollout.sample_index}",
+                    prompt_ids=np.asarray(rollout.prompt_ids, np.int32),
+                    response_ids=np.asarray(rollout.response_ids, np.int32),
+                    sampler_logprobs=np.asarray(rollout.sampler_logprobs, np.float32),
+                    weight=_token_weight(length, config),
+                    advantage=advantage,
+                    positive=float(verdict.correct),
                 )
             )
-    return documents
+    return credited
+
+
+def rollout_documents(
+    groups: Sequence[RolloutGroup], config: GRPOConfig, batch_rewards: Tensor | None = None
+) -> list[Document]:
+    """The documents of groups that are all at hand: what `redistribute` deals to many ranks, on one."""
+    return documents_of(credit_rollouts(groups, config, batch_rewards))
+
+
+def documents_of(credited: Iterable[CreditedRollout | None]) -> list[Document]:
+    """Of those that are learnt from."""
+    return [each.document() for each in credited if each is not None]
+
+
+def _advantages(rewards: Tensor, batch_rewards: Tensor, config: GRPOConfig) -> Tensor:
+    """(P, G) of these groups, given all groups' rewards for a scale that is the batch's."""
+    return normalise_within_group(rewards)
+
+
+def _token_weight(length: int, config: GRPOConfig) -> float:
+    weights = {"sequence": 1.0 / length, "token": 1.0, "constant": 1.0 / config.limits.response_tokens}
+    return weights[config.loss.aggregation]

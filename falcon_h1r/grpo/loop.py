@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from falcon_h1r.config_grpo import GRPOConfig
-from falcon_h1r.data.packing import pack_for_rank
-from falcon_h1r.grpo.collect import GroupBatch, collect_groups
-from falcon_h1r.grpo.documents import rollout_documents
+from falcon_h1r.grpo.batches import BatchSource, open_batches, sync_sampler
+from falcon_h1r.grpo.carried import CarriedRollouts
+from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.grpo.learn import Learner
-from falcon_h1r.grpo.metrics import group_facts, rollout_metrics, sample_rows
+from falcon_h1r.grpo.metrics import rollout_metrics, sample_rows
+from falcon_h1r.grpo.phases import PhaseClock, oldest_lag, phase_metrics, summed, version_lags
+from falcon_h1r.grpo.redistribute import DealtDocuments, gather_documents, redistribute
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.training_run import TrainingRun
-from falcon_h1r.types import content_hash
 from falcon_h1r.verifier import Verifier
 
-SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step leaves for the log, the same on every rank but for its documents."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]  # rows for samples.jsonl
+    dealt: DealtDocuments
 
 
 def train_grpo(
@@ -26,49 +35,94 @@ def train_grpo(
     sampler: Sampler,
     verifier: Verifier,
     stream: ProblemStream,
+    carried: CarriedRollouts,
     config: GRPOConfig,
     seed: int,
 ) -> None:
-    """Train for the steps that are left of the run, which remembers the stream's position."""
-    engine = run.engine
-    learner, scorer = Learner(engine, config), Scorer(verifier, config)
-    if engine.steps_done:
-        sampler.load_weights(engine)
-    for step in run.steps():
-        step_seed = int(content_hash(f"{seed}/grpo/{step}"), 16)
-        metrics, batch = train_step(learner, sampler, scorer, stream, step_seed)
-        run.progress.advance(1, int(metrics["sampled_tokens"]), reward=metrics["reward_mean"])
-        samples = sample_rows(batch.drawn[:SAMPLES_LOGGED_A_STEP], step + 1)
-        run.finish_step(metrics, partial(rollout_documents, batch.groups, config), samples)
+    """Train for the steps that are left of the run, which remembers the stream's position and what is carried over.
+
+    Raises:
+        InputError: where the sampler cannot sample as the config asks.
+    """
+    engine, world = run.engine, run.engine.world
+    learner = Learner(engine, config)
+    collector = Collector(stream, sampler, Scorer(verifier, config), carried, config, seed)
+    with open_batches(collector, engine, run.config.supervision.wait_seconds) as batches:
+        sync_sampler(sampler, engine, config.updates_per_batch)
+        for step in run.steps():
+            report = train_step(batches, learner, stream, is_last=step + config.updates_per_batch >= engine.num_steps)
+            tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
+            run.progress.advance(engine.steps_done - step, tokens, reward=reward)
+            documents = partial(gather_documents, report.dealt, world)
+            run.finish_step(report.metrics, documents, report.samples, report.dealt.plan)
 
 
-def train_step(
-    learner: Learner, sampler: Sampler, scorer: Scorer, stream: ProblemStream, seed: int
-) -> tuple[dict[str, float], GroupBatch]:
-    """One update. A step in which no group has contrast learns nothing and says so (`num_groups` 0).
+def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is_last: bool = True) -> StepReport:
+    """One batch. A step in which no group has contrast learns nothing and says so (`num_groups` 0).
 
     Raises:
         StopRequested: on every rank, with gradients to discard and the stream further on.
     """
     engine, config, world = learner.engine, learner.config, learner.engine.world
-    started = time.perf_counter()
-    with engine.whole():
-        batch = collect_groups(stream, sampler, scorer, config, world, seed)
-    sampled = time.perf_counter()
-    metrics = rollout_metrics([group_facts(group) for group in batch.drawn])
-    metrics["num_groups"] = float(len(batch.groups))
-    metrics["num_rollouts"] = float(sum(len(group.rollouts) for group in batch.groups))
-    metrics["num_backfill_rounds"] = float(batch.num_rounds - 1)
-    if batch.groups:
-        documents = rollout_documents(batch.groups, config)
-        rows = pack_for_rank(documents, config.limits.row_tokens, world.data_rank, world.data_size, world.sequence.size)
-        metrics |= learner.update(rows)
-        sampler.load_weights(engine)
-    else:
-        engine.skip_step()
-    trained = time.perf_counter()
-    metrics["sampling_seconds"], metrics["training_seconds"] = sampled - started, trained - sampled
-    metrics["sampling_tokens_per_second"] = metrics["sampled_tokens"] / (sampled - started)
+    policy_version = engine.steps_done // config.updates_per_batch
+    clock = PhaseClock()
+    with clock.phase("batch"):
+        batch = batches.take(is_last)  # groups with contrast, each on the rank that sampled it
+    with clock.phase("exchange"):
+        dealt = redistribute(batch, stream, config, world)  # their credit, packed for the rank that learns from it
+    with clock.phase("training"):
+        learnt = learner.update(dealt.rows) if dealt.rows else _skip(learner)
+    with clock.phase("sync"):
+        if dealt.rows:
+            batches.sync()
+    told = world.gather(_own_part(batch, clock, policy_version, engine.steps_done))
+    metrics = _step_metrics(batch, told, clock) | learnt
     if "tokens" in metrics:
-        metrics["training_tokens_per_second"] = metrics["tokens"] / (trained - sampled)
-    return metrics, batch
+        metrics["training_tokens_per_second"] = metrics["tokens"] / metrics["training_seconds"]
+    return StepReport(metrics, [row for own in told for row in own.samples], dealt)
+
+
+def _skip(learner: Learner) -> dict[str, float]:
+    """A batch to learn nothing from: the schedule goes on by as many steps as it would have."""
+    for _ in range(learner.config.updates_per_batch):
+        learner.engine.skip_step()
+    return {}
+
+
+# -----------------------------------------------------------------------------
+# The log
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnPart:
+    """What a rank tells of its step."""
+
+    seconds: dict[str, float]
+    sums: dict[str, float]
+    oldest_lag: int
+    samples: list[dict[str, Any]]
+
+
+def _own_part(batch: GroupBatch, clock: PhaseClock, policy_version: int, step: int) -> _OwnPart:
+    groups = list(batch.own_groups.values())
+    return _OwnPart(
+        seconds=batch.own_seconds | clock.seconds,
+        sums=batch.own_sums | version_lags(groups, policy_version),
+        oldest_lag=oldest_lag(groups, policy_version),
+        samples=sample_rows(batch.own_samples, step),
+    )
+
+
+def _step_metrics(batch: GroupBatch, told: list[_OwnPart], clock: PhaseClock) -> dict[str, float]:
+    """What was sampled, carried and waited for."""
+    metrics = rollout_metrics(batch.drawn) if batch.drawn else {}
+    sums = summed([own.sums for own in told])
+    lagging, lag_tokens = sums.pop("lagging"), sums.pop("lag_tokens")
+    metrics |= batch.counts | sums | phase_metrics([own.seconds for own in told])
+    if lag_tokens:
+        metrics["version_lag_mean"] = lagging / lag_tokens
+        metrics["version_lag_max"] = float(max(own.oldest_lag for own in told))
+    metrics["step_seconds"] = clock.all_seconds
+    drawing = max(sum(own.seconds[name] for name in ("sampling", "verdicts", "meetings")) for own in told)
+    metrics["sampling_tokens_per_second"] = metrics["sampled_tokens"] / drawing
+    return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -74,7 +75,7 @@ def test_every_meeting_is_on_the_cpus_group_and_marked_as_waiting(run_on_ranks, 
         recorder = Recorder()
         world = replace(world, group=group, watch=recorder)
         with monkeypatch.context() as patch:
-            for name in ("all_reduce", "all_gather_object", "broadcast_object_list", "barrier"):
+            for name in ("all_reduce", "all_gather_object", "broadcast_object_list", "barrier", "all_to_all_single"):
                 patch.setattr(dist, name, watched(getattr(dist, name)))
             assert world.sum([1.0]) == [2.0]
             assert world.sum_over_data([1.0]) == [2.0]
@@ -82,7 +83,42 @@ def test_every_meeting_is_on_the_cpus_group_and_marked_as_waiting(run_on_ranks, 
             assert world.gather(world.rank) == [0, 1]
             assert world.broadcast(world.rank) == 0
             assert world.on_main(lambda: "told") == "told"
+            assert world.exchange([world.rank, world.rank]) == [0, 1]
             world.barrier()
         return recorder.num_waits, on_cpus_group
 
-    assert run_on_ranks(2, meet) == [(7, [True] * 7)] * 2
+    assert run_on_ranks(2, meet) == [(8, [True] * 9)] * 2  # an exchange tells sizes first
+
+
+def test_an_exchange_brings_every_rank_what_the_others_had_for_it(run_on_ranks) -> None:
+    def meet(world: World) -> list[Any]:
+        return world.exchange([(world.rank, other, torch.arange(1000 * other * world.rank)) for other in range(4)])
+
+    for rank, received in enumerate(run_on_ranks(4, meet)):
+        assert [(sender, receiver) for sender, receiver, _ in received] == [(other, rank) for other in range(4)]
+        assert [len(tensor) for *_, tensor in received] == [1000 * rank * other for other in range(4)]
+
+
+def test_a_second_thread_meets_in_a_group_of_its_own(run_on_ranks) -> None:
+    """The threads' meetings fall as they may: in one group they would be taken for each other."""
+
+    def meet(world: World) -> tuple[list[int], list[int]]:
+        recorder = Recorder()
+        apart = world.apart(recorder, wait_seconds=60.0)
+        assert apart.watch is recorder and apart.group is not world.group
+        beside: list[int] = []
+
+        def second() -> None:
+            for number in range(20):
+                beside.append(sum(apart.gather(number * (apart.rank + 1))))
+
+        thread = threading.Thread(target=second)
+        thread.start()
+        main = [int(world.sum([1000.0 * number])[0]) for number in range(20)]
+        thread.join()
+        assert recorder.num_waits == 20
+        return main, beside
+
+    for main, beside in run_on_ranks(2, meet):
+        assert main == [2000 * number for number in range(20)]
+        assert beside == [3 * number for number in range(20)]

@@ -4,70 +4,76 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig
+from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig, RolloutConfig
 from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.batches import InTurn
+from falcon_h1r.grpo.carried import CarriedRollouts
+from falcon_h1r.grpo.collect import Collector
 from falcon_h1r.grpo.learn import Learner
-from falcon_h1r.grpo.loop import train_step
+from falcon_h1r.grpo.loop import StepReport, train_step
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
-from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
+from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
+from falcon_h1r.model.logprobs import packed_logprobs
+from falcon_h1r.rollout.sampler import RolloutRequest
 from falcon_h1r.training_run import SKIPPED
-from falcon_h1r.types import Problem, Rollout
-from falcon_h1r.verifier import Verifier
+from falcon_h1r.types import Problem
+from tests.grpo.conftest import Line, QuickVerifier, Script, ScriptedSampler
 
 ALONE = World(0, 1, torch.device("cpu"))
 RIGHT, WRONG = [40, 41, 2], [50, 51, 52, 2]
 PROMPT = [7, 8, 9]
 
 
-class ScriptedSampler:
-    """Half of each group is right; the logprobs are the policy's own."""
-
-    def __init__(self, engine: TorchEngine) -> None:
-        self.engine = engine
-        self.num_syncs = 0
-
-    def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
-        rollouts = []
-        for prompt in prompts:
-            for sample in range(settings.num_samples):
-                right = sample % 2 == 0
-                ids = RIGHT if right else WRONG
-                text = f"<think>hm</think>\\boxed{{{7 if right else 8}}}"
-                logprobs = response_logprobs(self.engine, prompt.input_ids, ids)
-                rollouts.append(
-                    Rollout(prompt.problem_uid, sample, prompt.input_ids, ids, logprobs.tolist(), "stop", 0, text)
-                )
-        return rollouts
-
-    def load_weights(self, policy: Any) -> None:
-        self.num_syncs += 1
+def half_right(request: RolloutRequest) -> Line:
+    is_right = request.sample_index % 2 == 0
+    return Line(RIGHT if is_right else WRONG, is_right)
 
 
-def response_logprobs(engine: TorchEngine, prompt: list[int], response: list[int]) -> torch.Tensor:
-    document = Document(prompt + response, [0.0] * len(prompt) + [1.0] * len(response))
+def all_right(request: RolloutRequest) -> Line:
+    return Line(RIGHT, True)
+
+
+def response_logprobs(engine: TorchEngine, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """The policy's, computed by this rank alone."""
+    row = pack_row([Document([*prompt, *response], [0.0] * len(prompt) + [1.0] * len(response))])
     with torch.no_grad():
-        return engine.logprobs(pack_row([document]))[0][len(prompt) :]
+        hidden = packed_hidden_states(engine.model, row, ForwardPlan())
+        return packed_logprobs(engine.model, hidden, row, 1.0, ForwardPlan())[0][len(prompt) :]
 
 
-def two_updates(world: World, model: Any, loss: GRPOLossConfig) -> tuple[list[dict[str, float]], torch.Tensor, int]:
+def taking_steps(
+    engine: TorchEngine, config: GRPOConfig, num_problems: int, num_steps: int, script: Script = half_right
+) -> tuple[list[StepReport], ScriptedSampler]:
+    """So many steps with a sampler whose logprobs are the policy's own."""
+    problems = [Problem(str(index), f"question {index}", "7") for index in range(num_problems)]
+    stream = ProblemStream(problems, [[*PROMPT, index] for index in range(num_problems)], seed=0)
+    sampler = ScriptedSampler(script, logprobs=lambda p, r: response_logprobs(engine, p, r).tolist())
+    scorer = Scorer(QuickVerifier(), config)  # type: ignore[arg-type]
+    collector = Collector(stream, sampler, scorer, CarriedRollouts(), config, seed=0)
+    batches, learner = InTurn(collector, engine), Learner(engine, config)
+    return [train_step(batches, learner, stream) for _ in range(num_steps)], sampler
+
+
+def two_updates(
+    world: World, model: Any, loss: GRPOLossConfig, sequence_parallel: int = 1
+) -> tuple[list[dict[str, float]], torch.Tensor, int]:
+    if sequence_parallel > 1:
+        world = world.sharing_rows(sequence_parallel)
     engine = TorchEngine(copy.deepcopy(model), OptimizerConfig(learning_rate=1e-3, weight_decay=0.0), 2, world)
     config = GRPOConfig(problems_per_step=3, group_size=4, loss=loss)
-    problems = [Problem(str(index), f"question {index}", "7") for index in range(5)]
-    stream = ProblemStream(problems, [[*PROMPT, index] for index in range(5)], seed=0)
-    sampler = ScriptedSampler(engine)
-    with Verifier(after_think=True) as verifier:
-        learner, scorer = Learner(engine, config), Scorer(verifier, config)
-        metrics = [train_step(learner, sampler, scorer, stream, seed)[0] for seed in range(2)]
-    return metrics, torch.cat([p.detach().flatten() for p in engine.parameters]), sampler.num_syncs
+    reports, sampler = taking_steps(engine, config, num_problems=5, num_steps=2)
+    weights = torch.cat([p.detach().flatten() for p in engine.parameters])
+    return [report.metrics for report in reports], weights, sampler.num_syncs
 
 
 def test_an_update_raises_what_was_rewarded_and_lowers_what_was_not(tiny_model) -> None:
@@ -88,11 +94,11 @@ def test_an_update_raises_what_was_rewarded_and_lowers_what_was_not(tiny_model) 
     assert response_logprobs(engine, [*PROMPT, 0], WRONG).sum() < wrong
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_any_number_of_ranks_makes_the_same_update(tiny_model, run_on_ranks, size: int) -> None:
+@pytest.mark.parametrize(("size", "degree"), [(2, 1), (4, 1), (4, 2)])
+def test_any_number_of_ranks_makes_the_same_update(tiny_model, run_on_ranks, size: int, degree: int) -> None:
     loss = GRPOLossConfig(cross_entropy_weight=0.5)
     alone_metrics, alone_weights, _ = two_updates(ALONE, tiny_model, loss)
-    for metrics, weights, _ in run_on_ranks(size, lambda world: two_updates(world, tiny_model, loss)):
+    for metrics, weights, _ in run_on_ranks(size, lambda world: two_updates(world, tiny_model, loss, degree)):
         assert (weights - alone_weights).abs().max() < 1e-8
         for row, alone_row in zip(metrics, alone_metrics, strict=True):
             for key in ("loss", "grad_norm", "entropy", "reward_mean", "num_groups"):
@@ -100,26 +106,19 @@ def test_any_number_of_ranks_makes_the_same_update(tiny_model, run_on_ranks, siz
 
 
 def test_a_step_without_contrast_moves_the_schedule_and_nothing_else(tiny_model) -> None:
-    class AlwaysRight(ScriptedSampler):
-        def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
-            rollouts = super().generate(prompts, settings)
-            return [r for r in rollouts for _ in range(2) if r.sample_index % 2 == 0]
-
-    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 4, ALONE)
     before = torch.cat([p.detach().flatten() for p in engine.parameters])
-    stream = ProblemStream([Problem("0", "question", "7")], [PROMPT], seed=0)
-    config = GRPOConfig(problems_per_step=1, group_size=4, max_backfill_rounds=1)
-    with Verifier(after_think=True) as verifier:
-        learner = Learner(engine, config)
-        metrics, _ = train_step(learner, AlwaysRight(engine), Scorer(verifier, config), stream, seed=0)
-    assert metrics["num_groups"] == 0
-    assert engine.steps_done == 1
+    config = GRPOConfig(problems_per_step=1, group_size=4, max_backfill_rounds=1, updates_per_batch=2)
+    (report,), sampler = taking_steps(engine, config, 2, num_steps=1, script=all_right)
+    assert report.metrics["num_groups"] == 0
+    assert "loss" not in report.metrics
+    assert engine.steps_done == 2
+    assert sampler.num_syncs == 0
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:
     engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
-    sampler = ScriptedSampler(engine)
     before = torch.cat([p.detach().flatten() for p in engine.parameters])
     logprobs = engine.logprobs
 
@@ -128,11 +127,26 @@ def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:
         return (values * float("nan") if torch.is_grad_enabled() else values), entropies
 
     engine.logprobs = broken  # type: ignore[method-assign]
-    stream = ProblemStream([Problem("0", "question", "7")], [PROMPT], seed=0)
     config = GRPOConfig(problems_per_step=1, group_size=4)
-    with Verifier(after_think=True) as verifier:
-        metrics, batch = train_step(Learner(engine, config), sampler, Scorer(verifier, config), stream, 0)
-    assert metrics[SKIPPED] == 1.0
-    assert len(batch.groups) == 1
+    (report,), _ = taking_steps(engine, config, num_problems=1, num_steps=1)
+    assert report.metrics[SKIPPED] == 1.0
+    assert len(report.dealt.own) == 4
     assert (engine.steps_done, engine.updates_done) == (1, 0)
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
+
+
+def test_a_step_tells_its_phases_its_tokens_and_how_old_they_are(tiny_model) -> None:
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 4, ALONE)
+    config = GRPOConfig(problems_per_step=2, group_size=4, surplus_cache_groups=2, surplus_cache_steps=2)
+    config = replace(config, rollout=RolloutConfig(oversampling=2.0))
+    reports, sampler = taking_steps(engine, config, num_problems=8, num_steps=2)
+    first, second = (report.metrics for report in reports)
+    for phase in ("sampling", "verdicts", "meetings", "batch", "exchange", "training", "sync"):
+        assert first[f"{phase}_seconds"] >= 0 == first[f"{phase}_skew_seconds"]  # of one rank
+    assert first["sampled_tokens"] == sampler.num_tokens == 4 * 14
+    assert (first["cache_groups"], first["cache_used_groups"]) == (2, 0)
+    assert (second["cache_groups"], second["cache_used_groups"], second["sampled_tokens"]) == (0, 2, 0)
+    assert (first["version_lag_mean"], first["version_lag_max"]) == (0, 0)
+    assert (second["version_lag_mean"], second["version_lag_max"]) == (1, 1)
+    assert second["loss"] != 0
+    assert {row["step"] for report in reports for row in report.samples} == {1}
