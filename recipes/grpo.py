@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.config_checks_grpo import check_reference
 from falcon_h1r.data.sources import check_benchmark, load_problems
 from falcon_h1r.entry import run_name, run_recipe
 from falcon_h1r.grpo.selection.handover import check_selected
@@ -24,6 +25,7 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     require("grpo.data.path", config.grpo.data.path)
     check_selected(config.grpo)
+    check_reference(config.grpo.loss, config.engine.zero_stage, config.model.lora.rank)
     check_model_path(config.model)
     if config.dev.data.path is not None:
         check_benchmark(config.dev.data)
@@ -42,6 +44,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.grpo.loop import train_grpo
+    from falcon_h1r.grpo.reference import Reference
     from falcon_h1r.grpo.stream import open_stream
     from falcon_h1r.rollout.torch_sampler import TorchSampler
     from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
@@ -60,6 +63,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     if world.is_main:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
     optimizer = scaled_to_batch(config.grpo.optimizer)
+    reference = Reference(model) if config.grpo.loss.kl_coefficient else None  # before the engine takes the model
     with world.watch.long("starting the engine"):
         engine = open_engine(model, optimizer, config.grpo.num_steps, world, config.engine)
     stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
@@ -74,7 +78,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
         if world.is_main and any(unusable.values()):
             print(f"grpo: problems left out: {unusable}")
         with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, {"stream": stream}, stored) as run:
-            train_grpo(run, sampler, verifier, stream, config.grpo, config.seed)
+            train_grpo(run, sampler, verifier, stream, config.grpo, config.seed, reference)
     return publish_policy(engine, tokenizer, folder / "model")
 
 

@@ -1,4 +1,4 @@
-"""GRPO: sample -> verify -> credit -> pack -> learn -> sync, on packed rows, with KL 0 and no reference model."""
+"""GRPO: sample -> verify -> credit -> pack -> learn -> sync, on packed rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from falcon_h1r.grpo.collect import GroupBatch, collect_groups
 from falcon_h1r.grpo.documents import rollout_documents
 from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.metrics import group_facts, rollout_metrics, sample_rows
+from falcon_h1r.grpo.reference import Reference
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
 from falcon_h1r.rollout.sampler import Sampler
@@ -28,10 +29,11 @@ def train_grpo(
     stream: ProblemStream,
     config: GRPOConfig,
     seed: int,
+    reference: Reference | None = None,
 ) -> None:
     """Train for the steps that are left of the run, which remembers the stream's position."""
     engine = run.engine
-    learner, scorer = Learner(engine, config), Scorer(verifier, config)
+    learner, scorer = Learner(engine, config, reference), Scorer(verifier, config)
     if engine.steps_done:
         sampler.load_weights(engine)
     for step in run.steps():
@@ -65,7 +67,7 @@ def train_step(
         metrics |= learner.update(rows)
         sampler.load_weights(engine)
     else:
-        engine.skip_step()
+        learner.skip()
     trained = time.perf_counter()
     metrics["sampling_seconds"], metrics["training_seconds"] = sampled - started, trained - sampled
     metrics["sampling_tokens_per_second"] = metrics["sampled_tokens"] / (sampled - started)
