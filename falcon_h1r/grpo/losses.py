@@ -1,7 +1,7 @@
 """The GRPO objective on a packed row, as a pure function. Its terms are in falcon_h1r.grpo.objectives.
 
     loss = - sum_t w_t c_t s_t / D                          the surrogate s_t: clip, gspo or cispo
-           + kl_coefficient * sum_t w_t k3_t / D            KL to the reference, of the policy
+           + kl_coefficient * sum_t w_t KL_t / D            of the policy to the reference
            - cross_entropy_weight * sum over correct rollouts of policy_t / their tokens
            - entropy_coefficient * sum_t H_t / tokens
 
@@ -32,6 +32,7 @@ from falcon_h1r.grpo.objectives import (
     cispo_surrogate,
     clipped_surrogate,
     kl_estimate,
+    reference_kl,
     response_log_ratio,
     truncated_importance,
 )
@@ -86,13 +87,16 @@ def grpo_loss(
     scored = response & batch.sampler_logprobs.isfinite()
     sampler_gap = torch.where(scored, old_logprobs - batch.sampler_logprobs, 0.0)
     importance = torch.where(scored, truncated_importance(sampler_gap, config.importance_cap), 0.0)
-    surrogate = _surrogate(policy_logprobs, old_logprobs, response, batch, config)
+    log_ratio = torch.where(response, policy_logprobs - old_logprobs, 0.0)
+    if config.objective == "gspo":
+        log_ratio = response_log_ratio(log_ratio, response, batch.lengths)
+    surrogate = _surrogate(policy_logprobs, log_ratio, batch.advantages.to(policy_logprobs.dtype), config)
 
     terms = {"surrogate_loss": -(weights * importance * surrogate.values).sum()}
     stats: dict[str, Tensor] = {}
     if config.kl_coefficient > 0:
         assert batch.reference_logprobs is not None
-        kl = kl_estimate(torch.where(response, batch.reference_logprobs - policy_logprobs, 0.0))
+        kl = torch.where(response, reference_kl(policy_logprobs, batch.reference_logprobs, log_ratio), 0.0)
         terms["kl_loss"] = config.kl_coefficient * (weights * kl).sum()
         stats["reference_kl"] = kl.detach().sum()
     if config.cross_entropy_weight > 0:
@@ -118,15 +122,8 @@ def grpo_loss(
     return loss, {name: value.detach() for name, value in stats.items()}
 
 
-def _surrogate(
-    policy_logprobs: Tensor, old_logprobs: Tensor, response: Tensor, batch: PackedBatch, config: GRPOLossConfig
-) -> Surrogate:
+def _surrogate(policy_logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, config: GRPOLossConfig) -> Surrogate:
     """What the config's objective maximises, at each token."""
-    assert batch.advantages is not None
-    advantages = batch.advantages.to(policy_logprobs.dtype)
-    log_ratio = torch.where(response, policy_logprobs - old_logprobs, 0.0)
     if config.objective == "cispo":
         return cispo_surrogate(policy_logprobs, log_ratio, advantages, config.cispo_cap)
-    if config.objective == "gspo":
-        log_ratio = response_log_ratio(log_ratio, response, batch.lengths)
     return clipped_surrogate(log_ratio, advantages, config.clip_low, config.clip_high)

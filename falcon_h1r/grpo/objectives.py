@@ -79,7 +79,16 @@ def truncated_importance(sampler_gap: Tensor, cap: float) -> Tensor:
 def kl_estimate(log_ratio: Tensor) -> Tensor:
     """k3 = e^d - d - 1 >= 0 (Schulman 2020, "Approximating KL divergence").
 
-    Its mean over samples of q, with d = log p - log q, is KL(q || p). GRPO's KL term takes d = reference - policy
-    (arXiv 2402.03300, eq. 4), with a gradient through the policy, as TRL does.
+    Its mean over samples of q, with d = log p - log q, is KL(q || p).
     """
     return log_ratio.expm1() - log_ratio
+
+
+def reference_kl(policy_logprobs: Tensor, reference_logprobs: Tensor, log_ratio: Tensor) -> Tensor:
+    """rho_t k3_t with d = reference - policy: KL(policy || reference) from tokens that the old policy drew.
+
+    GRPO's estimate (arXiv 2402.03300, eq. 4) with the ratio of DeepSeek-V3.2 (arXiv 2512.02556, section 3.1), as TRL
+    has both. The ratio matters at rho = 1, too: with it, the gradient is -d times that of the policy's logprob, whose
+    mean is the gradient of the KL. k3 alone has 1 - e^d in that place, the gradient of KL(reference || policy).
+    """
+    return log_ratio.exp() * kl_estimate(reference_logprobs - policy_logprobs)

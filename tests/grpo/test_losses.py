@@ -69,7 +69,8 @@ def literal_loss(policy: Tensor, entropies: Tensor, row: PackedBatch, config: GR
                 value = min(rho, config.cispo_cap) * advantage[t] * new[t]
             surrogate += weight[t] * min(math.exp(old[t] - sampler[t]), config.importance_cap) * value
             gap = reference[t] - new[t]
-            kl += weight[t] * (math.exp(gap) - gap - 1)
+            rho = mean_ratio if config.objective == "gspo" else math.exp(new[t] - old[t])
+            kl += weight[t] * rho * (math.exp(gap) - gap - 1)
             likelihood += positive[t] * new[t]
     num_tokens = sum(map(len, rollouts))
     divisor = num_tokens if config.aggregation == "token" else len(rollouts)
