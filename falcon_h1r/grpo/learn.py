@@ -16,6 +16,8 @@ from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators
 from falcon_h1r.grpo.reference import Reference
 from falcon_h1r.training_run import SKIPPED
 
+LAYER_NORMS_EVERY_STEPS = 10  # of the optimizer: gradient norms by layer go to the log
+
 Sums = dict[str, Tensor]  # of one number each, in float64
 
 
@@ -59,13 +61,14 @@ class Learner:
             else:
                 for row in self._once_more(prepared):
                     self._learn(row, denominators, sums)
-            outcomes.append(engine.step())
+            outcomes.append(engine.step(by_layer=engine.steps_done % LAYER_NORMS_EVERY_STEPS == 0))
         totals = world.sum_over_data(torch.stack(list(sums.values())).tolist())
         return {
             "learning_rate": learning_rate,
             "grad_norm": sum(outcome.grad_norm for outcome in outcomes) / len(outcomes),
             SKIPPED: float(not all(outcome.applied for outcome in outcomes)),
             **_averages(dict(zip(sums, totals, strict=True)), len(outcomes)),
+            **{f"grad_norm_{layer}": n for outcome in outcomes for layer, n in outcome.layer_grad_norms.items()},
         }
 
     def _learn(self, row: PackedBatch, denominators: Denominators, sums: Sums) -> PackedBatch:
