@@ -28,6 +28,10 @@ def check_grpo(grpo: GRPOConfig) -> None:
         at_least(f"grpo.{name}", getattr(grpo, name), 1)
     for name in ("max_backfill_rounds", "surplus_cache_groups", "skip_solved_steps"):
         at_least(f"grpo.{name}", getattr(grpo, name), 0)
+    if grpo.num_steps % grpo.updates_per_batch:
+        raise InputError(
+            f"grpo.num_steps={grpo.num_steps}: updates_per_batch={grpo.updates_per_batch} has to divide it"
+        )
     one_of("grpo.zero_variance", grpo.zero_variance, ("backfill", "reject", "duplicate"))
     one_of("grpo.truncated", grpo.truncated, ("keep", "mask"))
     _check_rollout(grpo.rollout)
@@ -70,6 +74,19 @@ def _check_loss(loss: GRPOLossConfig) -> None:
     one_of("grpo.loss.advantage_scale", loss.advantage_scale, ("group", "batch", "none"))
     for name in ("clip_low", "clip_high", "cross_entropy_weight", "kl_coefficient", "entropy_coefficient"):
         at_least(f"grpo.loss.{name}", getattr(loss, name), 0.0)
+
+
+def check_reference(loss: GRPOLossConfig, zero_stage: int, adapter_rank: int) -> None:
+    """Refuse a KL term whose reference model would be held whole beside sharded weights.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if loss.kl_coefficient and zero_stage == 3 and not adapter_rank:
+        raise InputError(
+            f"grpo.loss.kl_coefficient={loss.kl_coefficient}: every rank holds its reference model whole, which "
+            "engine.zero_stage=3 is there to avoid; take stage 2, or model.lora.rank, whose reference is the base model"
+        )
 
 
 # -----------------------------------------------------------------------------

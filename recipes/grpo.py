@@ -42,7 +42,11 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
     from falcon_h1r.grpo.carried import CarriedRollouts
+    from falcon_h1r.grpo.collect import Collector
+    from falcon_h1r.grpo.learn import Learner
     from falcon_h1r.grpo.loop import train_grpo
+    from falcon_h1r.grpo.reference import Reference
+    from falcon_h1r.grpo.rewards import Scorer
     from falcon_h1r.grpo.stream import open_stream
     from falcon_h1r.rollout.torch_sampler import TorchSampler
     from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
@@ -61,6 +65,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     if world.is_main:
         print(f"grpo: {describe_scaling(config.grpo.optimizer)}", flush=True)
     optimizer = scaled_to_batch(config.grpo.optimizer)
+    reference = Reference(model) if config.grpo.loss.kl_coefficient else None  # before the engine takes the model
     with world.watch.long("starting the engine"):
         engine = open_engine(model, optimizer, config.grpo.num_steps, world, config.engine)
     stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
@@ -76,7 +81,8 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
             print(f"grpo: problems left out: {unusable}")
         state, carried = {"stream": stream}, CarriedRollouts()
         with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, state, stored, carried) as run:
-            train_grpo(run, sampler, verifier, stream, carried, config.grpo, config.seed)
+            collector = Collector(stream, sampler, Scorer(verifier, config.grpo), carried, config.grpo, config.seed)
+            train_grpo(run, collector, Learner(engine, config.grpo, reference))
     return publish_policy(engine, tokenizer, folder / "model")
 
 

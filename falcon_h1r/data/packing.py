@@ -15,7 +15,7 @@ from torch import Tensor
 
 from falcon_h1r.data.packing_plan import FALCON_H1_7B, DocumentCost, plan_rows
 
-RL_FIELDS = ("advantages", "positives", "sampler_logprobs", "old_policy_logprobs")
+RL_FIELDS = ("advantages", "positives", "sampler_logprobs", "old_policy_logprobs", "reference_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class PackedBatch:
     positives: Tensor | None = None  # (T), 1 on the responses of correct rollouts
     sampler_logprobs: Tensor | None = None  # (T)
     old_policy_logprobs: Tensor | None = None  # (T)
+    reference_logprobs: Tensor | None = None  # (T), of the policy that the KL term holds on to
     uids: tuple[str, ...] = field(default=())
 
     @property

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -74,6 +74,15 @@ def parts_of(model: FalconH1ForCausalLM) -> list[nn.Module]:
     return [model.model.embed_tokens, *model.model.layers, model.model.final_layernorm, model.lm_head]
 
 
+class Place(NamedTuple):
+    """A stretch of a parameter in an optimizer's line."""
+
+    group: int  # which line
+    offset: int  # in the line
+    start: int  # in the parameter
+    length: int
+
+
 class CheckedAdamW(torch.optim.AdamW):
     """AdamW that is asked before each update whether the gradient is fit for one.
 
@@ -92,6 +101,7 @@ class DeepSpeedEngine(Engine):
     def _start(self, engine: EngineConfig) -> None:
         self.stage = engine.zero_stage
         self.lockstep = self.stage >= 2 or self.world.sequence.size > 1
+        self.shares_gradient = self.stage > 0
         self._num_backwards = 0
         self._may_update, self._grad_norm = True, math.nan
         deepspeed = import_deepspeed(self.world.device)
@@ -140,11 +150,25 @@ class DeepSpeedEngine(Engine):
 
     def _is_fit(self) -> bool:
         """Asked by the optimizer, at stage 0 once and else once for each of its flat partitions."""
+        self._measure_gradient()
         if self.stage == 0:
             bound = self.settings.clip_grad_norm or math.inf
             self._grad_norm = float(nn.utils.clip_grad_norm_(self.trained.values(), bound))
             return self._may_update and math.isfinite(self._grad_norm)
         return self._may_update and math.isfinite(float(self._engine.optimizer._global_grad_norm))
+
+    def _measure_gradient(self) -> None:
+        """This rank's part of what the optimizer is about to use, where norms by layer were asked for."""
+        if self._layer_squares is None:
+            return
+        about_to_step = {id(flat) for group in self._adamw.param_groups for flat in group["params"]}
+        for name, parameter in self.trained.items():
+            if self.stage == 0:
+                self._measure(name, parameter.grad)
+            elif (place := self._own_place(parameter)) is not None:
+                flat = self._flat_partitions()[place.group]
+                if id(flat) in about_to_step and flat.grad is not None:
+                    self._measure(name, flat.grad[place.offset : place.offset + place.length])
 
     def discard_step(self) -> None:
         if self.stage < 2:
@@ -215,8 +239,8 @@ class DeepSpeedEngine(Engine):
         flat: list[Tensor] = zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups
         return flat
 
-    def _own_stretch(self, parameter: nn.Parameter) -> Iterator[tuple[int, dict[str, Tensor | None]]]:
-        """What this rank holds of a parameter: where it starts, and views of its lines by kind; nothing, or one."""
+    def _own_place(self, parameter: nn.Parameter) -> Place | None:
+        """Where this rank's stretch of a parameter lies in the optimizer's lines; None where it has none."""
         if self.stage == WEIGHTS_SHARDED:
             group, offset, padded = self._engine.optimizer.grad_position[self._engine.optimizer.get_param_id(parameter)]
             start = padded * self.world.rank
@@ -224,11 +248,17 @@ class DeepSpeedEngine(Engine):
         else:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's
             if mapping is None:
-                return
+                return None
             group, offset = mapping.param_group_index, mapping.get_hp_fragment_address().start
             start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-        if length <= 0:
+        return Place(group, offset, start, length) if length > 0 else None
+
+    def _own_stretch(self, parameter: nn.Parameter) -> Iterator[tuple[int, dict[str, Tensor | None]]]:
+        """What this rank holds of a parameter: where it starts, and views of its lines by kind; nothing, or one."""
+        place = self._own_place(parameter)
+        if place is None:
             return
+        group, offset, start, length = place
         flat = self._flat_partitions()[group]
         state = self._adamw.state.get(flat, {})
         lines = {WEIGHT: flat, **{kind: state.get(kind) for kind in MOMENTS}}

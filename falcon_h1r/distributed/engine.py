@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import PackedBatch
 from falcon_h1r.distributed.fragments import Fragment, ReadState, load_replica, replica_fragments
+from falcon_h1r.distributed.layer_norms import LayerSquares
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
@@ -38,6 +39,7 @@ class StepOutcome:
 
     grad_norm: float  # of the whole gradient, before clipping
     applied: bool  # False where a loss or the gradient was not finite: the weights stayed as they were
+    layer_grad_norms: Mapping[str, float] = field(default_factory=dict)  # before clipping; where they were asked for
 
 
 class Engine(ABC):
@@ -45,6 +47,8 @@ class Engine(ABC):
 
     # Whether every backward meets the other ranks: then all of them have to go through the same micro-batches.
     lockstep: bool
+    # Whether each rank holds a part of the gradient when it updates, rather than all of it.
+    shares_gradient = False
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Engine(ABC):
         self.settings = optimizer
         self.trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._is_healthy = torch.ones((), dtype=torch.bool, device=world.device)  # this rank's losses of this step
+        self._layer_squares: LayerSquares | None = None  # of the step under way, where they were asked for
         self._assert_replicas_agree()
         self._start(engine)
 
@@ -92,17 +97,25 @@ class Engine(ABC):
         self._is_healthy = self._is_healthy & torch.isfinite(loss.detach())
         self._accumulate(loss)
 
-    def step(self) -> StepOutcome:
+    def step(self, by_layer: bool = False) -> StepOutcome:
         """Sum gradients over ranks, clip, update, zero.
 
         Ranks first meet on the CPU's group, so that none waits for another in a collective of the GPUs. A loss that
         is not finite, on any rank, or a gradient that is not, leaves the weights alone; the schedule goes on.
+
+        Args:
+            by_layer: also measure the norm of each layer's gradient, for which it is read once more.
         """
+        self._layer_squares = LayerSquares(self.trained) if by_layer else None
         if self.world.any(not self._is_healthy.item()):
             self.discard_step()
             outcome = StepOutcome(math.nan, applied=False)
         else:
             outcome = self._update()
+        if self._layer_squares is not None and outcome.applied:
+            norms = self._layer_squares.norms(outcome.grad_norm, self.world if self.shares_gradient else None)
+            outcome = replace(outcome, layer_grad_norms=norms)
+        self._layer_squares = None
         self._is_healthy.fill_(True)
         self.steps_done += 1
         self.updates_done += outcome.applied
@@ -128,6 +141,11 @@ class Engine(ABC):
     @abstractmethod
     def _update(self) -> StepOutcome:
         """Reduce, clip, update unless the norm is not finite, zero."""
+
+    def _measure(self, name: str, gradient: Tensor | None) -> None:
+        """Note a piece of a parameter's gradient, where norms by layer were asked for."""
+        if self._layer_squares is not None and gradient is not None:
+            self._layer_squares.add(name, gradient)
 
     # -------------------------------------------------------------------------
     # Proof at start
@@ -195,6 +213,8 @@ class TorchEngine(Engine):
 
     def _update(self) -> StepOutcome:
         self._sum_gradients()
+        for name, parameter in self.trained.items():
+            self._measure(name, parameter.grad)
         grad_norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_grad_norm or math.inf))
         applied = math.isfinite(grad_norm)
         if applied:

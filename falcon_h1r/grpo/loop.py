@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.grpo.batches import BatchSource, open_batches, sync_sampler
-from falcon_h1r.grpo.carried import CarriedRollouts
 from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.metrics import rollout_metrics, sample_rows
 from falcon_h1r.grpo.phases import PhaseClock, oldest_lag, phase_metrics, summed, version_lags
 from falcon_h1r.grpo.redistribute import DealtDocuments, gather_documents, redistribute
-from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
-from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.training_run import TrainingRun
-from falcon_h1r.verifier import Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +25,17 @@ class StepReport:
     dealt: DealtDocuments
 
 
-def train_grpo(
-    run: TrainingRun,
-    sampler: Sampler,
-    verifier: Verifier,
-    stream: ProblemStream,
-    carried: CarriedRollouts,
-    config: GRPOConfig,
-    seed: int,
-) -> None:
+def train_grpo(run: TrainingRun, collector: Collector, learner: Learner) -> None:
     """Train for the steps that are left of the run, which remembers the stream's position and what is carried over.
 
     Raises:
         InputError: where the sampler cannot sample as the config asks.
     """
-    engine, world = run.engine, run.engine.world
-    learner = Learner(engine, config)
-    collector = Collector(stream, sampler, Scorer(verifier, config), carried, config, seed)
+    engine, world, config = run.engine, run.engine.world, learner.config
     with open_batches(collector, engine, run.config.supervision.wait_seconds) as batches:
-        sync_sampler(sampler, engine, config.updates_per_batch)
+        sync_sampler(collector.sampler, engine, config.updates_per_batch)
         for step in run.steps():
-            report = train_step(batches, learner, stream, is_last=step + config.updates_per_batch >= engine.num_steps)
+            report = train_step(batches, learner, collector.stream, is_last=step + config.updates_per_batch >= engine.num_steps)
             tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
             run.progress.advance(engine.steps_done - step, tokens, reward=reward)
             documents = partial(gather_documents, report.dealt, world)
@@ -71,7 +56,7 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
     with clock.phase("exchange"):
         dealt = redistribute(batch, stream, config, world)  # their credit, packed for the rank that learns from it
     with clock.phase("training"):
-        learnt = learner.update(dealt.rows) if dealt.rows else _skip(learner)
+        learnt = learner.update(dealt.rows) if dealt.rows else learner.skip()
     with clock.phase("sync"):
         if dealt.rows:
             batches.sync()
@@ -80,13 +65,6 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
     if "tokens" in metrics:
         metrics["training_tokens_per_second"] = metrics["tokens"] / metrics["training_seconds"]
     return StepReport(metrics, [row for own in told for row in own.samples], dealt)
-
-
-def _skip(learner: Learner) -> dict[str, float]:
-    """A batch to learn nothing from: the schedule goes on by as many steps as it would have."""
-    for _ in range(learner.config.updates_per_batch):
-        learner.engine.skip_step()
-    return {}
 
 
 # -----------------------------------------------------------------------------

@@ -32,14 +32,15 @@ def packed_logprobs(
         temperature: the logits are divided by it.
 
     Returns:
-        logprobs (T) and entropies (T, detached), float32 at least; 0 where the weight is 0.
+        logprobs (T) and entropies (T), both with gradient, float32 at least; 0 where the weight is 0. Entropies that no
+        loss depends on cost no backward.
     """
     predicted = plan.sequence.local(batch.loss_weights.roll(-1)) != 0  # by each hidden state; a row's first never is
     index = predicted.nonzero().squeeze(1)
     targets = plan.sequence.local(batch.input_ids.roll(-1))[index]
     logprobs, entropies = plan.around(model.lm_head, token_logprobs)(model, hidden[index], targets, temperature)
     empty = logprobs.new_zeros(len(hidden))
-    by_predictor = empty.index_copy(0, index, logprobs), empty.index_copy(0, index, entropies.detach())
+    by_predictor = empty.index_copy(0, index, logprobs), empty.index_copy(0, index, entropies)
     row_logprobs, row_entropies = (plan.sequence.gather_same(part).roll(1) for part in by_predictor)
     return row_logprobs, row_entropies
 

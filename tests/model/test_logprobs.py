@@ -18,13 +18,13 @@ def test_a_row_equals_the_whole_softmax_in_values_and_gradients(tiny_model, rand
     expected = torch.cat([expected.new_zeros(1), expected]) * (batch.loss_weights != 0)
     expected_entropy = torch.cat([naive.new_zeros(1), -(naive.exp() * naive).sum(-1)]) * (batch.loss_weights != 0)
     weights = [hidden, tiny_model.lm_head.weight]
-    expected_gradients = torch.autograd.grad((expected * batch.loss_weights).sum(), weights)
+    expected_loss = ((expected + 0.3 * expected_entropy) * batch.loss_weights).sum()
+    expected_gradients = torch.autograd.grad(expected_loss, weights)
 
     logprobs, entropies = packed_logprobs(tiny_model, hidden, batch, temperature=0.7)
     assert torch.allclose(logprobs, expected, atol=1e-12)
     assert torch.allclose(entropies, expected_entropy, atol=1e-12)
-    assert not entropies.requires_grad
-    gradients = torch.autograd.grad((logprobs * batch.loss_weights).sum(), weights)
+    gradients = torch.autograd.grad(((logprobs + 0.3 * entropies) * batch.loss_weights).sum(), weights)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert torch.allclose(gradient, expected_gradient, atol=1e-11)
 
