@@ -111,4 +111,5 @@ class GRPOConfig:
     surplus_cache_refresh: bool = False  # problems of groups that grew too old are drawn again, before others
     skip_solved_steps: int = 0  # a problem whose whole group was right is passed over for so many steps
     truncated: str = "keep"  # rollouts cut by the limit: learnt from, or mask: credited but without loss
+    alarms: bool = True  # for collapse and reward hacking; see falcon_h1r.grpo.alarms
     dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never

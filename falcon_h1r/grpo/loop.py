@@ -7,6 +7,7 @@ from functools import partial
 
 from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.data.packing import pack_for_rank
+from falcon_h1r.grpo.alarms import Alarms
 from falcon_h1r.grpo.collect import GroupBatch, collect_groups
 from falcon_h1r.grpo.documents import rollout_documents
 from falcon_h1r.grpo.learn import Learner
@@ -16,7 +17,6 @@ from falcon_h1r.grpo.stream import ProblemStream
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.training_run import TrainingRun
 from falcon_h1r.types import content_hash
-from falcon_h1r.verifier import Verifier
 
 SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
 
@@ -24,21 +24,23 @@ SAMPLES_LOGGED_A_STEP = 2  # groups whose transcripts go to samples.jsonl
 def train_grpo(
     run: TrainingRun,
     sampler: Sampler,
-    verifier: Verifier,
+    scorer: Scorer,
     stream: ProblemStream,
+    alarms: Alarms,
     config: GRPOConfig,
     seed: int,
 ) -> None:
-    """Train for the steps that are left of the run, which remembers the stream's position."""
+    """Train for the steps that are left of the run, which remembers the stream's position and what the alarms saw."""
     engine = run.engine
-    learner, scorer = Learner(engine, config), Scorer(verifier, config)
+    learner = Learner(engine, config)
     if engine.steps_done:
         sampler.load_weights(engine)
     for step in run.steps():
         step_seed = int(content_hash(f"{seed}/grpo/{step}"), 16)
         metrics, batch = train_step(learner, sampler, scorer, stream, step_seed)
         run.progress.advance(1, int(metrics["sampled_tokens"]), reward=metrics["reward_mean"])
-        samples = sample_rows(batch.drawn[:SAMPLES_LOGGED_A_STEP], step + 1)
+        metrics |= alarms.look(metrics, announce=engine.world.is_main)
+        samples = sample_rows(batch.drawn[:SAMPLES_LOGGED_A_STEP], step + 1, scorer.thinking_opened)
         run.finish_step(metrics, partial(rollout_documents, batch.groups, config), samples)
 
 
@@ -55,7 +57,7 @@ def train_step(
     with engine.whole():
         batch = collect_groups(stream, sampler, scorer, config, world, seed)
     sampled = time.perf_counter()
-    metrics = rollout_metrics([group_facts(group) for group in batch.drawn])
+    metrics = rollout_metrics([group_facts(group, thinking_opened=scorer.thinking_opened) for group in batch.drawn])
     metrics["num_groups"] = float(len(batch.groups))
     metrics["num_rollouts"] = float(sum(len(group.rollouts) for group in batch.groups))
     metrics["num_backfill_rounds"] = float(batch.num_rounds - 1)

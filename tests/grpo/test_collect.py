@@ -113,12 +113,12 @@ def test_unusable_problems_are_left_out_and_counted(tokenizer, verifier) -> None
         Problem.from_question("Compute 1+1.", "2"),
         Problem.from_question("Write a haiku.", "2", domain="other"),
     ]
-    stream, counts = open_stream(problems, tokenizer, config, verifier)
+    stream, counts = open_stream(problems, tokenizer, config, Scorer(verifier, config.grpo).check_problem)
     assert counts == {"other_domain": 1, "repeated": 1, "unverifiable_gold": 1, "prompt_too_long": 1}
     assert {problem.uid for problem, _ in stream.take(1)} == {problems[0].uid}
     config.grpo.data = SourceConfig(path="rl.jsonl")
     with pytest.raises(InputError, match="rl.jsonl: 0 usable problems are fewer than grpo.problems_per_step=1"):
-        open_stream(problems[1:3], tokenizer, config, verifier)
+        open_stream(problems[1:3], tokenizer, config, Scorer(verifier, config.grpo).check_problem)
 
 
 def test_the_stream_visits_every_problem_once_an_epoch() -> None:
