@@ -370,8 +370,7 @@ def test_any_text_is_scored_counted_and_logged(text: str) -> None:
 
 def test_a_worker_that_is_killed_costs_its_rollout_the_credit_and_the_group_goes_on() -> None:
     problem = Problem("hard", "?", "2\\sqrt{2}")
-    slow = "<think>a</think>\\boxed{\\sum_{k=1}^{4000} \\frac{\\sin(k)}{k^{1.5}}}"
-    texts = [slow, "<think>a</think>\\boxed{\\sqrt{8}}", "<think>a</think>\\boxed{\\sqrt{7}}"]
+    texts = [f"<think>a</think>\\boxed{{\\sqrt{{{n}}}}}" for n in (9, 8, 7)]
     rollouts = [rollout_of(text, sample=k) for k, text in enumerate(texts)]
     with Verifier(after_think=True, deadline_seconds=60.0) as verifier:
         verifier.start()
@@ -391,13 +390,22 @@ def test_a_worker_that_is_killed_costs_its_rollout_the_credit_and_the_group_goes
     assert metrics["verifier_fault_share"] == metrics["undecided_share"] == pytest.approx(1 / 3)
 
 
-def test_an_answer_that_keeps_algebra_busy_misses_its_deadline_and_is_wrong() -> None:
+def test_a_worker_that_hangs_is_replaced_and_what_it_held_up_is_wrong() -> None:
     problem = Problem("hard", "?", "2\\sqrt{2}")
-    texts = ["<think>a</think>\\boxed{\\sum_{k=1}^{90} \\sin(k x)^{k}}", "<think>a</think>\\boxed{\\sqrt{8}}"]
+    texts = [f"<think>a</think>\\boxed{{\\sqrt{{{n}}}}}" for n in (9, 8, 7)]
     rollouts = [rollout_of(text, sample=k) for k, text in enumerate(texts)]
-    with Verifier(after_think=True, deadline_seconds=1.2) as verifier:
+    with Verifier(after_think=True, deadline_seconds=0.8) as verifier:
         verifier.start()
         scorer = Scorer(verifier, GRPOConfig())
+        os.kill(verifier._pool.process_ids()[0], signal.SIGSTOP)
         verdicts = [future.result() for future in [scorer.submit(problem, each) for each in rollouts]]
+        assert verifier.num_deadline_kills == 1
+    assert [(verdict.status, verdict.stage == "deadline") for verdict in verdicts] == [
+        ("undecided", True),
+        ("correct", False),
+        ("wrong", False),
+    ]
     group = scorer.score(problem, rollouts, verdicts)
-    assert group.rewards == [0.0, 1.0]
+    assert group.rewards == [0.0, 1.0, 0.0]
+    metrics = rollout_metrics([group_facts(group)])
+    assert (metrics["undecided_share"], metrics["verifier_fault_share"]) == (pytest.approx(1 / 3), 0.0)
