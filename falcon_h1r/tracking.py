@@ -235,8 +235,8 @@ def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
     flat = [dict(_table_cells(row)) for row in rows]
-    columns = list(dict.fromkeys(key for cells in flat for key in cells))
-    return wandb.Table(columns=columns, data=[[cells.get(key) for key in columns] for cells in flat])
+    columns: list[str | int] = list(dict.fromkeys(key for cells in flat for key in cells))
+    return wandb.Table(columns=columns, data=[[cells.get(str(key)) for key in columns] for cells in flat])
 
 
 def _table_cells(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import comb
 
 import numpy as np
 
 from falcon_h1r.grpo.rewards import is_cut, is_fault, wants_program, well_formed
 from falcon_h1r.grpo.text_signals import other_script_share, repeated_ngram_share, think_fault
-from falcon_h1r.types import Rollout, RolloutGroup
+from falcon_h1r.types import RolloutGroup
 from falcon_h1r.verifier import count_boxed, extract_boxed
 
 COMPARED_K = 4  # of pass@k, so that runs with other group sizes can be compared
@@ -39,8 +38,6 @@ class RolloutFacts:
     is_empty: bool  # nothing but white space
     other_script_share: float  # of its letters
     repeated_ngram_share: float  # of its tokens
-    lag_mean: float | None  # policy versions between the drawing of a token and now; None: not known
-    lag_max: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +54,16 @@ class GroupFacts:
         return sum(rollout.status == "correct" for rollout in self.rollouts)
 
 
-def group_facts(group: RolloutGroup, policy_version: int | None = None, thinking_opened: bool = False) -> GroupFacts:
+def group_facts(group: RolloutGroup, thinking_opened: bool = False) -> GroupFacts:
     """What other ranks are told of a group.
 
     Args:
-        policy_version: the one that is about to learn from it; None: lags are not known.
         thinking_opened: as of the `Scorer`.
     """
     rollouts = []
     scored = zip(group.rollouts, group.rewards, group.parts, group.verdicts, strict=True)
     for rollout, reward, parts, verdict in scored:
-        text, lag = rollout.text, version_lag(rollout, policy_version)
+        text = rollout.text
         rollouts.append(
             RolloutFacts(
                 reward=reward,
@@ -82,21 +78,9 @@ def group_facts(group: RolloutGroup, policy_version: int | None = None, thinking
                 is_empty=not text.strip(),
                 other_script_share=other_script_share(text, group.problem.question),
                 repeated_ngram_share=repeated_ngram_share(rollout.response_ids),
-                lag_mean=lag[0] if lag else None,
-                lag_max=lag[1] if lag else None,
             )
         )
     return GroupFacts(group.problem.uid, group.problem.family, group.has_contrast, tuple(rollouts))
-
-
-def version_lag(rollout: Rollout, policy_version: int | None) -> tuple[float, int] | None:
-    """By how many versions a rollout's tokens are older than a policy: their mean and the greatest."""
-    length = len(rollout.response_ids)
-    if policy_version is None or not length:
-        return None
-    starts = [(0, rollout.policy_version), *rollout.later_versions, (length, policy_version)]
-    pieces = [(end - start, policy_version - version) for (start, version), (end, _) in pairwise(starts)]
-    return sum(tokens * lag for tokens, lag in pieces) / length, max(lag for tokens, lag in pieces if tokens)
 
 
 def rollout_metrics(drawn: Sequence[GroupFacts]) -> dict[str, float]:
@@ -130,7 +114,7 @@ def rollout_metrics(drawn: Sequence[GroupFacts]) -> dict[str, float]:
         "unverifiable_gold_share": share(lambda r: r.status == "unverifiable_gold"),
         "verify_p95_seconds": _p95([rollout.verify_seconds for rollout in rollouts]),
     }
-    return metrics | _part_means(rollouts) | _lengths(rollouts) | _lags(rollouts) | _pass_at_k(drawn) | _families(drawn)
+    return metrics | _part_means(rollouts) | _lengths(rollouts) | _pass_at_k(drawn) | _families(drawn)
 
 
 def _part_means(rollouts: Sequence[RolloutFacts]) -> dict[str, float]:
@@ -150,18 +134,6 @@ def _lengths(rollouts: Sequence[RolloutFacts]) -> dict[str, float]:
         if of_these := [rollout.response_tokens for rollout in rollouts if rollout.status == status]:
             metrics[f"response_tokens_{name}_mean"] = _mean(of_these)
     return metrics
-
-
-def _lags(rollouts: Sequence[RolloutFacts]) -> dict[str, float]:
-    """Means over tokens, so that long rollouts count as they do in a batch's tokens."""
-    known = [(r.response_tokens, r.lag_mean, r.lag_max) for r in rollouts if r.lag_mean is not None]
-    if not known:
-        return {}
-    num_tokens = sum(tokens for tokens, _, _ in known)
-    return {
-        "version_lag_mean": sum(tokens * mean for tokens, mean, _ in known if mean) / num_tokens,
-        "version_lag_max": float(max(most for _, _, most in known if most is not None)),
-    }
 
 
 def _pass_at_k(drawn: Sequence[GroupFacts]) -> dict[str, float]:

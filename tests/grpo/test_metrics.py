@@ -18,7 +18,6 @@ from falcon_h1r.grpo.metrics import (
     group_facts,
     rollout_metrics,
     sample_rows,
-    version_lag,
 )
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.types import Problem, Rollout, RolloutGroup, Verdict
@@ -101,22 +100,6 @@ def test_families_have_numbers_of_their_own_and_the_largest_are_logged() -> None
     logged = [key for key in rollout_metrics([group_facts(group) for group in many]) if key.startswith("family_reward")]
     assert len(logged) == MOST_FAMILIES and "family_reward_mean/sums" in logged
     assert not any(key.startswith("family") for key in rollout_metrics(facts_of("rw")))
-
-
-def test_a_lag_counts_the_versions_that_each_token_is_behind() -> None:
-    rollout = Rollout("p", 0, [1], [0] * 10, [0.0] * 10, "stop", 3, "", later_versions=((4, 5), (9, 6)))
-    mean, most = version_lag(rollout, policy_version=6) or (0.0, 0)
-    assert (mean, most) == ((4 * 3 + 5 * 1 + 1 * 0) / 10, 3)
-    assert version_lag(rollout, None) is None
-    assert version_lag(Rollout("p", 0, [1], [], [], "abort", 3, ""), 6) is None
-
-
-def test_lags_are_means_over_tokens_and_absent_where_nobody_told_the_version() -> None:
-    group = group_of("rw", lengths=[30, 10])
-    group.rollouts[1] = Rollout("p", 1, [1], [0] * 10, [0.0] * 10, "stop", 2, "")
-    metrics = rollout_metrics([group_facts(group, policy_version=2)])
-    assert (metrics["version_lag_mean"], metrics["version_lag_max"]) == (60 / 40, 2.0)
-    assert "version_lag_mean" not in rollout_metrics([group_facts(group)])
 
 
 def test_a_step_that_drew_nothing_has_no_averages() -> None:
