@@ -51,7 +51,7 @@ class RewardConfig:
     correct: float = 1.0  # where the verifier finds the answer right; of code: where all tests pass
     format_penalty: float = 0.0  # subtracted where <think>...</think> is broken
     several_boxes_penalty: float = 0.0  # ... where more than one box stands after </think>
-    language_mixing_penalty: float = 0.0  # ... times the share of letters in another script than the question's
+    language_mixing_penalty: float = 0.0  # ... times the share of letters neither Latin nor of the question's script
     overlong_penalty: float = 0.0  # ... at the limit, growing from 0 over the last overlong_buffer_tokens before it
     overlong_buffer_tokens: int = 0
     truncated_penalty: float = 0.0  # ... where the limit cut the response off

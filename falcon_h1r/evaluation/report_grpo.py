@@ -47,7 +47,7 @@ def grpo_panels(rows: Sequence[Row]) -> list[Panel]:
     longest = sorted(seconds, key=lambda key: -(seconds[key] or 0.0))[:MOST_PHASES]
     skews = [f"{name}_skew_seconds" for name in PHASES if f"{name}_skew_seconds" in keys]
     panels.append(("Seconds by phase", tuple(key for key in phases if key in longest)))
-    panels.append(("Seconds between the first rank and the last", tuple(skews[:MOST_PHASES])))
+    panels.append(("Skew over ranks, seconds", tuple(skews[:MOST_PHASES])))
     return panels
 
 

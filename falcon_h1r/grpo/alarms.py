@@ -94,6 +94,10 @@ RULES = (
         look_at="all_right_share and all_wrong_share: problems too easy or too hard (recipes/selection.py), group_size",
     ),
     Rule(
+        "nothing_solved", "all_wrong_share", above=0.9,
+        look_at="pass_at_group, the problems' difficulty: what contrast there is comes of penalties alone",
+    ),
+    Rule(
         "verifier", "undecided_share", above=0.05,
         look_at="verifier_fault_share: workers that die or sandboxes that do not start; verifier.deadline_seconds",
     ),

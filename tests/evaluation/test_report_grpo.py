@@ -105,7 +105,7 @@ def test_curves_are_drawn_by_part_by_phase_and_by_clip_and_tabled_keys_are_not(s
     titles = re.findall(r'aria-label="([^"]*)"', source)
     for title in ("Reward", "Reward by part", "pass@k in training", "Response tokens", "Clipped tokens"):
         assert titles.count(title) == 1
-    for title in ("Seconds by phase", "Seconds between the first rank and the last", "What responses show"):
+    for title in ("Seconds by phase", "Skew over ranks, seconds", "What responses show"):
         assert titles.count(title) == 1
     assert not [title for title in titles if title.lower().startswith(("alarm", "family", "grad norm"))]
 
@@ -113,7 +113,7 @@ def test_curves_are_drawn_by_part_by_phase_and_by_clip_and_tabled_keys_are_not(s
 def test_transcripts_show_what_their_rewards_are_made_of(source: str) -> None:
     text = Text(source)
     assert "correct 0, several boxes -0.25" in text
-    assert "repeated 50.0% repeated" in text  # the structure, and the share of n-grams
+    assert "structure: repeated 50.0% of n-grams repeated" in text
 
 
 def test_families_are_compared_between_the_first_tenth_and_the_last(source: str) -> None:
