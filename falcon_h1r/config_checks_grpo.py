@@ -59,6 +59,8 @@ def _check_rollout(rollout: RolloutConfig) -> None:
 
 
 def _check_reward(reward: RewardConfig, response_tokens: int) -> None:
+    if reward.correct <= 0:
+        raise InputError(f"grpo.reward.correct={reward.correct}: has to be above 0, or right answers earn nothing")
     for name, value in vars(reward).items():
         at_least(f"grpo.reward.{name}", value, 0)
     if reward.overlong_penalty and not 0 < reward.overlong_buffer_tokens <= response_tokens:

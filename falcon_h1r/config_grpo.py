@@ -51,7 +51,7 @@ class RewardConfig:
     correct: float = 1.0  # where the verifier finds the answer right; of code: where all tests pass
     format_penalty: float = 0.0  # subtracted where <think>...</think> is broken
     several_boxes_penalty: float = 0.0  # ... where more than one box stands after </think>
-    language_mixing_penalty: float = 0.0  # ... times the share of letters in another script than the question's
+    language_mixing_penalty: float = 0.0  # ... times the share of letters neither Latin nor of the question's script
     overlong_penalty: float = 0.0  # ... at the limit, growing from 0 over the last overlong_buffer_tokens before it
     overlong_buffer_tokens: int = 0
     truncated_penalty: float = 0.0  # ... where the limit cut the response off
@@ -111,4 +111,5 @@ class GRPOConfig:
     surplus_cache_refresh: bool = False  # problems of groups that grew too old are drawn again, before others
     skip_solved_steps: int = 0  # a problem whose whole group was right is passed over for so many steps
     truncated: str = "keep"  # rollouts cut by the limit: learnt from, or mask: credited but without loss
+    alarms: bool = True  # for collapse and reward hacking; see falcon_h1r.grpo.alarms
     dev_every_steps: int = 0  # accuracy on the development problems, for the curve; 0: never

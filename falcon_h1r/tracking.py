@@ -16,7 +16,7 @@ import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from rich.console import Console
 from falcon_h1r.progress import ProgressReporter
 
 GIB = 1024**3
+MOST_TABLE_ROWS, LONGEST_TABLE_TEXT = 16, 4_000  # of transcripts on W&B; samples.jsonl has all of them, whole
 
 
 class TrackingSettings(Protocol):
@@ -155,9 +156,20 @@ class Tracker:
             self._wandb_run.log({f"{self.stage}/{key}": value for key, value in scalars.items()})
 
     def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append transcripts to samples.jsonl, one JSON object a line."""
-        if self.is_main:
-            self._samples.append(rows)
+        """Append transcripts to samples.jsonl, one JSON object a line.
+
+        W&B gets a table of those of every `log_every_steps`-th step, the first rows, with long texts cut.
+        """
+        if not self.is_main:
+            return
+        rows = list(rows)
+        self._samples.append(rows)
+        if self._wandb_run is None:
+            return
+        for step in dict.fromkeys(row["step"] for row in rows if "step" in row):
+            if step % self._log_every_steps == 0:
+                table = _wandb_table([row for row in rows if row.get("step") == step][:MOST_TABLE_ROWS])
+                self._wandb_run.log({f"{self.stage}/step": step, f"{self.stage}/samples": table})
 
     def sync(self) -> None:
         """Rows logged so far are on the disk when this returns, whatever becomes of the machine. From any thread.
@@ -216,6 +228,28 @@ def _take_back_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     beside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
     beside.replace(path)
     return kept
+
+
+def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A column for each key; mappings become columns of their own, `parts` with `correct` being `parts.correct`."""
+    import wandb
+
+    flat = [dict(_table_cells(row)) for row in rows]
+    columns: list[str | int] = list(dict.fromkeys(key for cells in flat for key in cells))
+    return wandb.Table(columns=columns, data=[[cells.get(str(key)) for key in columns] for cells in flat])
+
+
+def _table_cells(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _table_cells(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            text = value.encode("utf-8", errors="backslashreplace").decode()
+            left_out = len(text) - LONGEST_TABLE_TEXT
+            half = LONGEST_TABLE_TEXT // 2
+            yield prefix + key, text if left_out <= 0 else f"{text[:half]}\n[{left_out:,} more]\n{text[-half:]}"
+        else:
+            yield prefix + key, value
 
 
 def _start_wandb(

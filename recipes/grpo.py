@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
+    from falcon_h1r.grpo.rewards import check_judges
+
     require("grpo.data.path", config.grpo.data.path)
     check_selected(config.grpo)
+    check_judges(config)
     check_model_path(config.model)
     if config.dev.data.path is not None:
         check_benchmark(config.dev.data)
@@ -41,16 +44,16 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.distributed.batch_scaling import describe_scaling, scaled_to_batch
     from falcon_h1r.distributed.engines import open_engine
     from falcon_h1r.evaluation.dev import dev_evaluation
+    from falcon_h1r.grpo.alarms import Alarms
     from falcon_h1r.grpo.carried import CarriedRollouts
     from falcon_h1r.grpo.collect import Collector
     from falcon_h1r.grpo.learn import Learner
     from falcon_h1r.grpo.loop import train_grpo
     from falcon_h1r.grpo.reference import Reference
-    from falcon_h1r.grpo.rewards import Scorer
+    from falcon_h1r.grpo.rewards import open_scorer
     from falcon_h1r.grpo.stream import open_stream
     from falcon_h1r.rollout.torch_sampler import TorchSampler
-    from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
-    from falcon_h1r.verifier import Verifier
+    from falcon_h1r.training_run import CHECKPOINTS, Resumable, TrainingRun, open_tracker
 
     if config.resume and world.on_main((folder / "model").is_dir):
         return folder / "model"
@@ -72,17 +75,18 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots, watch=world.watch)
     with (
         open_tracker(config, "grpo", folder, world.is_main, run_name(config), stored) as tracker,
-        Verifier.from_config(config.verifier, after_think=True) as verifier,
+        open_scorer(config, tokenizer) as scorer,
         dev_evaluation(config, model, tokenizer, world, "grpo") as evaluate_dev,
     ):
         with world.watch.long("tokenising"):
-            stream, unusable = open_stream(problems, tokenizer, config, verifier)
+            stream, unusable = open_stream(problems, tokenizer, config, scorer.check_problem)
         if world.is_main and any(unusable.values()):
             print(f"grpo: problems left out: {unusable}")
-        state, carried = {"stream": stream}, CarriedRollouts()
+        carried, alarms = CarriedRollouts(), Alarms(config.grpo.alarms)
+        state: dict[str, Resumable] = {"stream": stream, "alarms": alarms}
         with TrainingRun(config, "grpo", folder, engine, tracker, evaluate_dev, state, stored, carried) as run:
-            collector = Collector(stream, sampler, Scorer(verifier, config.grpo), carried, config.grpo, config.seed)
-            train_grpo(run, collector, Learner(engine, config.grpo, reference))
+            collector = Collector(stream, sampler, scorer, carried, config.grpo, config.seed)
+            train_grpo(run, collector, Learner(engine, config.grpo, reference), alarms)
     return publish_policy(engine, tokenizer, folder / "model")
 
 

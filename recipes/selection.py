@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from falcon_h1r.distributed.world import World
+    from falcon_h1r.grpo.rewards import Scorer
     from falcon_h1r.grpo.selection.screening import Drop
     from falcon_h1r.types import Problem
-    from falcon_h1r.verifier import Verifier
 
 
 def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
+    from falcon_h1r.grpo.rewards import check_judges
+
     selection = config.grpo.selection
     require("grpo.data.path", config.grpo.data.path)
     check_problems(config.grpo.data)
+    check_judges(config)
     if selection.num_rollouts:
         require("model.path", config.model.path)
         check_model_path(config.model)
@@ -50,25 +53,25 @@ def select(config: Config, folder: Path, world: World) -> Path:
         StopRequested: on every rank; the blocks of rollouts that were whole are kept.
     """
     from falcon_h1r.checkpoint.stopping import gather_unless_stopped
+    from falcon_h1r.grpo.rewards import open_scorer
     from falcon_h1r.grpo.selection.handover import SUMMARY_FILE
     from falcon_h1r.grpo.selection.outcome import one_line, write_selection
     from falcon_h1r.grpo.selection.screening import screen_problems
-    from falcon_h1r.verifier import Verifier
 
     if config.resume and world.on_main((folder / SUMMARY_FILE).is_file):
         return folder
     world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     problems, grpo = load_problems(config.grpo.data), config.grpo
-    with Verifier.from_config(config.verifier, after_think=True) as verifier:
+    with open_scorer(config) as scorer:
 
         def screen() -> dict[int, Drop]:
             if not world.is_main:  # the SFT data is read once, not once a rank
                 return {}
-            return screen_problems(problems, grpo.selection, config.sft.data, verifier.check_gold, world.watch)
+            return screen_problems(problems, grpo.selection, config.sft.data, scorer.check_problem, world.watch)
 
         drops = gather_unless_stopped(world, screen)[0]
         if grpo.selection.num_rollouts:
-            measure(config, problems, drops, verifier, folder, world)
+            measure(config, problems, drops, scorer, folder, world)
     summary = world.on_main(lambda: write_selection(folder, problems, drops, grpo, config.seed))
     if world.is_main:
         print(f"select: {one_line(summary)}", flush=True)
@@ -76,7 +79,7 @@ def select(config: Config, folder: Path, world: World) -> Path:
 
 
 def measure(
-    config: Config, problems: Sequence[Problem], drops: dict[int, Drop], verifier: Verifier, folder: Path, world: World
+    config: Config, problems: Sequence[Problem], drops: dict[int, Drop], scorer: Scorer, folder: Path, world: World
 ) -> None:
     """Have the model at `model.path` try every problem that is left: rows of pass_rates.jsonl.
 
@@ -98,7 +101,7 @@ def measure(
     problems, prompts = [problems[index] for index in left], [prompts[index] for index in left]
     rates = PassRateFile(folder / RATES_FILE)
     with open_tracker(config, "select", folder, world.is_main, run_name(config)) as tracker:
-        measure_pass_rates(config, model, tokenizer, verifier, problems, prompts, rates, tracker, world)
+        measure_pass_rates(config, model, tokenizer, scorer, problems, prompts, rates, tracker, world)
 
 
 if __name__ == "__main__":

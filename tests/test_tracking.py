@@ -17,7 +17,7 @@ import pytest
 
 import falcon_h1r.progress
 import falcon_h1r.tracking
-from falcon_h1r.tracking import Tracker, environment_versions, strip_times
+from falcon_h1r.tracking import MOST_TABLE_ROWS, Tracker, environment_versions, strip_times
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,26 @@ def test_wandb_offline_writes_a_run_with_group_job_type_and_step_metric(
     ]
     assert [row["sft/step"] for row in history] == [10, 20, 13]
     assert history[0]["sft/loss"] == 0.1
+
+
+def test_wandb_gets_tables_of_transcripts_with_a_column_for_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    long = "<think>" + "x" * 50_000 + "\ud800 7"
+    with Tracker(tmp_path / "run" / "grpo", "grpo", Config("offline", log_every_steps=2), True, {}) as tracker:
+        for step in (1, 2):
+            row = {"step": step, "response": long, "reward": 0.5, "parts": {"correct": 1.0, "format": -0.5}}
+            tracker.log_samples([row | {"sample_index": index} for index in range(40)])
+    assert len(read_rows(tmp_path / "run" / "grpo" / "samples.jsonl")) == 80
+    wandb_records(tmp_path)  # complete
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/grpo/samples*.table.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == ["step", "response", "reward", "parts.correct", "parts.format", "sample_index"]
+    assert len(table["data"]) == MOST_TABLE_ROWS
+    assert table["data"][1][2:] == [0.5, 1.0, -0.5, 1]
+    response = table["data"][0][1]
+    assert response.startswith("<think>xxx") and response.endswith("x\\ud800 7") and len(response) < 4_100
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_wandb_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

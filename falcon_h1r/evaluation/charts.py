@@ -105,9 +105,10 @@ def interval_chart(
 def curve_chart(curves: Sequence[Curve], label: str, *, series: int, is_share: bool, smooth: bool = True) -> str:
     """Learning curves over steps; with `smooth`, dense ones are faint under their moving average.
 
-    The first curve takes the colour of the stage's series, the others the ones that no stage has.
+    The first curve takes the colour of the stage's series, the others the ones that no stage has, then all others.
     """
-    colours = [SERIES[series % len(SERIES)], *SERIES[3:]]
+    own = SERIES[series % len(SERIES)]
+    colours = list(dict.fromkeys([own, *SERIES[3:], *SERIES]))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.35, 1.9))
         axes = figure.add_subplot()

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from falcon_h1r.evaluation.charts import DENSE_POINTS, Curve, Interval, curve_chart, interval_chart
 from falcon_h1r.evaluation.metrics import differences, summarise
+from falcon_h1r.evaluation.report_grpo import TABLED, alarm_rows, family_rows, gradient_rows, grpo_panels
 from falcon_h1r.evaluation.run_folder import STAGE_ORDER, Row, RunFolder, stage_order
 from falcon_h1r.evaluation.transcripts import pick_rollouts, pick_transcripts
 from falcon_h1r.progress import format_duration
@@ -22,18 +23,6 @@ SFT_PANELS = (
     ("Learning rate", ("learning_rate",)),
     ("Tokens per second", ("tokens_per_second",)),
     ("Gradient norm", ("grad_norm",)),
-)
-GRPO_PANELS = (
-    ("Reward", ("reward_mean",)),
-    ("Training accuracy", ("pass_at_1", "pass_at_group")),
-    ("Dev accuracy", ("dev_greedy", "dev_pass_at_1")),
-    ("Response tokens", ("response_tokens_mean",)),
-    ("Entropy, nats", ("entropy",)),
-    ("Groups without contrast", ("zero_variance_share",)),
-    ("Cut at the limit", ("truncated_share",)),
-    ("Sampler KL", ("sampler_kl",)),
-    ("Gradient norm", ("grad_norm",)),
-    ("Tokens per second", ("sampling_tokens_per_second", "training_tokens_per_second")),
 )
 
 
@@ -61,9 +50,12 @@ def build_content(run: RunFolder) -> dict[str, Any]:
             if (breakdown := _breakdown(summaries, stages, series, key, title))
         ],
         "curves": {
-            stage: _curves(rows, SFT_PANELS if stage == "sft" else GRPO_PANELS, STAGE_ORDER[stage])
+            stage: _curves(rows, SFT_PANELS if stage == "sft" else grpo_panels(rows), STAGE_ORDER[stage])
             for stage, rows in run.metrics.items()
         },
+        "alarms": alarm_rows(run.metrics.get("grpo", [])),
+        "families": family_rows(run.metrics.get("grpo", [])),
+        "gradients": gradient_rows(run.metrics.get("grpo", [])),
         "funnel": _funnel(run.curation),
         "curation_facts": _flatten({key: run.curation[key] for key in run.curation if key != "funnel"}),
         "transcripts": pick_transcripts(run.evaluations),
@@ -189,7 +181,7 @@ def _curves(rows: Sequence[Row], panels: Sequence[tuple[str, tuple[str, ...]]], 
         if points and key not in ("step", "seconds"):
             found[key] = Curve(key, [step for step, _ in points], [value for _, value in points])
     known = {key for _, panel_keys in panels for key in panel_keys}
-    other = [(_words(key), (key,)) for key in found if key not in known and not key.endswith("_seconds")]
+    other = [(_words(key), (key,)) for key in found if key not in known and not _has_another_place(key)]
 
     def draw(chosen: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, Any]]:
         plots = []
@@ -202,6 +194,11 @@ def _curves(rows: Sequence[Row], panels: Sequence[tuple[str, tuple[str, ...]]], 
         return plots
 
     return {"main": draw(panels), "other": draw(other), "dense": len(rows) >= DENSE_POINTS}
+
+
+def _has_another_place(key: str) -> bool:
+    """Whether a metric is not plotted by itself: times by phase, and what stands in tables."""
+    return key.endswith("_seconds") or key.startswith(TABLED)
 
 
 def _last_value(curve: Curve) -> str:

@@ -37,6 +37,7 @@ class GroupBatch:
     own_samples: list[RolloutGroup]  # of the first that were drawn, for people to read: those this rank holds
     own_sums: dict[str, float]  # for the log, to be added over ranks
     own_seconds: dict[str, float]  # by phase
+    thinking_opened: bool  # by the prompt: of the samples
 
     @property
     def rewards(self) -> list[list[float]]:
@@ -171,6 +172,7 @@ class Collector:
                 "carried_tokens": float(sum(partial.num_tokens for partial in self.carried.partials)),
             },
             own_seconds={},
+            thinking_opened=self.scorer.thinking_opened,
         )
 
     def _goes_on(self, partial: PartialGroup) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from falcon_h1r.grpo.alarms import Alarms
 from falcon_h1r.grpo.batches import BatchSource, open_batches, sync_sampler
 from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.grpo.learn import Learner
@@ -25,7 +26,7 @@ class StepReport:
     dealt: DealtDocuments
 
 
-def train_grpo(run: TrainingRun, collector: Collector, learner: Learner) -> None:
+def train_grpo(run: TrainingRun, collector: Collector, learner: Learner, alarms: Alarms) -> None:
     """Train for the steps that are left of the run, which remembers the stream's position and what is carried over.
 
     Raises:
@@ -35,11 +36,14 @@ def train_grpo(run: TrainingRun, collector: Collector, learner: Learner) -> None
     with open_batches(collector, engine, run.config.supervision.wait_seconds) as batches:
         sync_sampler(collector.sampler, engine, config.updates_per_batch)
         for step in run.steps():
-            report = train_step(batches, learner, collector.stream, is_last=step + config.updates_per_batch >= engine.num_steps)
+            report = train_step(
+                batches, learner, collector.stream, is_last=step + config.updates_per_batch >= engine.num_steps
+            )
             tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
             run.progress.advance(engine.steps_done - step, tokens, reward=reward)
+            metrics = report.metrics | alarms.look(report.metrics, announce=world.is_main)
             documents = partial(gather_documents, report.dealt, world)
-            run.finish_step(report.metrics, documents, report.samples, report.dealt.plan)
+            run.finish_step(metrics, documents, report.samples, report.dealt.plan)
 
 
 def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is_last: bool = True) -> StepReport:
@@ -87,7 +91,7 @@ def _own_part(batch: GroupBatch, clock: PhaseClock, policy_version: int, step: i
         seconds=batch.own_seconds | clock.seconds,
         sums=batch.own_sums | version_lags(groups, policy_version),
         oldest_lag=oldest_lag(groups, policy_version),
-        samples=sample_rows(batch.own_samples, step),
+        samples=sample_rows(batch.own_samples, step, batch.thinking_opened),
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.config import Config
 from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.rollout.sampler import Prompt
 from falcon_h1r.types import InputError, Problem
-from falcon_h1r.verifier import Verifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,12 +156,15 @@ def open_stream(
     problems: Sequence[Problem],
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
-    verifier: Verifier,
+    check_problem: Callable[[Problem], bool],
 ) -> tuple[ProblemStream, dict[str, int]]:
     """The stream of problems that can be used, and the counts of those that cannot.
 
     A gold that the verifier cannot read would be scored wrong whatever is answered, and a prompt beyond the limit
     would be cut: both are left out and counted, and so are domains that `grpo.selection` does not name.
+
+    Args:
+        check_problem: whether answers to it can be judged (`Scorer.check_problem`).
 
     Raises:
         InputError: where nothing is left.
@@ -177,7 +179,7 @@ def open_stream(
             counts["repeated"] += 1
         elif len(prompt) > config.grpo.limits.prompt_tokens:
             counts["prompt_too_long"] += 1
-        elif not verifier.check_gold(problem.answer):
+        elif not check_problem(problem):
             counts["unverifiable_gold"] += 1
         else:
             usable[problem.uid] = problem, prompt

@@ -26,8 +26,12 @@ from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.alarms import Alarms
 from falcon_h1r.grpo.carried import CarriedRollouts
+from falcon_h1r.grpo.collect import Collector
+from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.loop import train_grpo
+from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.rollout.sampler import RolloutRequest
 from falcon_h1r.tracking import strip_times
 from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
@@ -98,7 +102,9 @@ def train(
         open_tracker(config, "grpo", folder, world.is_main, "test", stored) as tracker,
         TrainingRun(config, "grpo", folder, engine, tracker, dict, {"stream": stream}, stored, carried) as run,
     ):
-        train_grpo(run, sampler, QuickVerifier(), stream, carried, config.grpo, seed=0)  # type: ignore[arg-type]
+        scorer = Scorer(QuickVerifier(), config.grpo)  # type: ignore[arg-type]
+        collector = Collector(stream, sampler, scorer, carried, config.grpo, seed=0)
+        train_grpo(run, collector, Learner(engine, config.grpo), Alarms())
     return {
         "first_step": stored.shared.step if stored is not None else 0,
         "weights": torch.cat([weight.flatten().clone() for _, weight in engine.full_weights()]),

@@ -17,6 +17,7 @@ from falcon_h1r.config_selection import asks_for_selection, selection_limits
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.selection.handover import check_selected
 from falcon_h1r.grpo.selection.outcome import write_selection
 from falcon_h1r.grpo.selection.rates_file import PassRateFile
@@ -69,7 +70,7 @@ def sampled(folder: Path, sampler: ScriptedSampler, world: World = ALONE, resume
     start = rates.open(PROBLEMS, resume)
     with Verifier(after_think=True) as verifier:
         settings = sampling_settings(GRPO, seed=0)
-        sample_blocks(PROBLEMS[start:], PROMPTS[start:], sampler, verifier, settings, rates, 2, world)
+        sample_blocks(PROBLEMS[start:], PROMPTS[start:], sampler, Scorer(verifier, GRPO), settings, rates, 2, world)
     return (folder / "pass_rates.jsonl").read_bytes()
 
 
@@ -120,7 +121,7 @@ def test_ranks_share_a_block_and_the_file_does_not_show_it(tmp_path: Path, run_o
         sampler = ScriptedSampler()
         with Verifier(after_think=True) as verifier:
             settings = sampling_settings(GRPO, seed=0)
-            sample_blocks(PROBLEMS, PROMPTS, sampler, verifier, settings, rates, 3, world)
+            sample_blocks(PROBLEMS, PROMPTS, sampler, Scorer(verifier, GRPO), settings, rates, 3, world)
         return sampler.num_prompts
 
     assert run_on_ranks(2, work) == [[2, 2, 1], [1, 1, 0]]

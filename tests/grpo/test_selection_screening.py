@@ -62,9 +62,9 @@ def sft_data(tmp_path: Path) -> SourceConfig:
 def test_problems_are_dropped_for_the_first_reason_and_each_gold_is_asked_about_once(sft_data: SourceConfig) -> None:
     asked: list[str] = []
 
-    def check_gold(gold: str) -> bool:
-        asked.append(gold)
-        return gold != "?"
+    def check_problem(problem: Problem) -> bool:
+        asked.append(problem.answer)
+        return problem.answer != "?"
 
     problems = [
         Problem.from_question("What is 1 + 1?", "2"),
@@ -79,7 +79,7 @@ def test_problems_are_dropped_for_the_first_reason_and_each_gold_is_asked_about_
         Problem(problem_uid, "What is 7 + 7?", "14"),
     ]
     selection = SelectionConfig(disjoint_from_sft=True, drop_unverifiable=True)
-    drops = screen_problems(problems, selection, sft_data, check_gold, Watch())
+    drops = screen_problems(problems, selection, sft_data, check_problem, Watch())
     assert {index: drop.reason for index, drop in drops.items()} == {
         0: "in_sft",
         2: "repeated",
@@ -97,11 +97,13 @@ def test_what_is_not_asked_for_is_not_dropped_but_rollouts_need_a_gold(sft_data:
     problems = [Problem.from_question("What is 1 + 1?", "2"), Problem.from_question("What is life?", "?")]
     plain = SelectionConfig()
     missing = SourceConfig(path="nowhere.jsonl", curated=True)
-    assert screen_problems(problems, plain, missing, lambda gold: False, Watch()) == {}
-    drops = screen_problems(problems, replace(plain, num_rollouts=2), missing, lambda gold: gold != "?", Watch())
+    assert screen_problems(problems, plain, missing, lambda problem: False, Watch()) == {}
+    drops = screen_problems(
+        problems, replace(plain, num_rollouts=2), missing, lambda problem: problem.answer != "?", Watch()
+    )
     assert drops == {1: Drop("unverifiable_gold", "?")}
     with pytest.raises(InputError, match="nowhere.jsonl: no such file"):
-        screen_problems(problems, replace(plain, disjoint_from_sft=True), missing, lambda gold: True, Watch())
+        screen_problems(problems, replace(plain, disjoint_from_sft=True), missing, lambda problem: True, Watch())
 
 
 def test_prompts_beyond_the_limit_are_dropped_and_no_drop_is_given_twice() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_sources import SourceConfig
+from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream, open_stream
 from falcon_h1r.types import InputError, Problem
 from tests.grpo.conftest import stream_of
@@ -24,12 +25,12 @@ def test_unusable_problems_are_left_out_and_counted(tokenizer, verifier) -> None
         Problem.from_question("Compute 1+1.", "2"),
         Problem.from_question("Write a haiku.", "2", domain="other"),
     ]
-    stream, counts = open_stream(problems, tokenizer, config, verifier)
+    stream, counts = open_stream(problems, tokenizer, config, Scorer(verifier, config.grpo).check_problem)
     assert counts == {"other_domain": 1, "repeated": 1, "unverifiable_gold": 1, "prompt_too_long": 1}
     assert stream.draw() == problems[0].uid
     config.grpo.data = SourceConfig(path="rl.jsonl")
     with pytest.raises(InputError, match="rl.jsonl: 0 usable problems are fewer than grpo.problems_per_step=1"):
-        open_stream(problems[1:3], tokenizer, config, verifier)
+        open_stream(problems[1:3], tokenizer, config, Scorer(verifier, config.grpo).check_problem)
 
 
 def test_the_stream_visits_every_problem_once_an_epoch() -> None:

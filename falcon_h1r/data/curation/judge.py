@@ -284,18 +284,4 @@ def _estimate(text: str, characters_per_token: float) -> int:
 
 
 def _code_verifier(config: Config) -> CodeVerifier:
-    from falcon_h1r.verifier.workers.sandbox import SandboxUnavailable
-
-    code = config.verifier.code
-    try:
-        return CodeVerifier(
-            num_workers=code.num_workers,
-            cpu_seconds=code.cpu_seconds,
-            deadline_seconds=code.deadline_seconds,
-            memory_limit_bytes=int(code.memory_limit_gib * 2**30),
-            max_tests=code.max_tests,
-            seed=config.seed,
-            sandbox_url=code.sandbox_url,
-        )
-    except SandboxUnavailable as error:
-        raise InputError(f"verifier.code: {error}") from None
+    return CodeVerifier.from_config(config.verifier.code, config.seed)

@@ -17,13 +17,13 @@ from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_selection import selection_limits
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.rewards import await_verdicts
+from falcon_h1r.grpo.rewards import Scorer, await_verdicts, wants_program
 from falcon_h1r.grpo.selection.rates_file import PassRateFile, rate_row
 from falcon_h1r.grpo.selection.rules import Tally, tally_rollouts
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
 from falcon_h1r.rollout.torch_sampler import TorchSampler
 from falcon_h1r.types import Problem, content_hash
-from falcon_h1r.verifier import Verifier, canonical_answer
+from falcon_h1r.verifier import canonical_answer
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ def measure_pass_rates(
     config: Config,
     model: FalconH1ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    verifier: Verifier,
+    scorer: Scorer,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     rates: PassRateFile,
@@ -81,7 +81,7 @@ def measure_pass_rates(
             watch=world.watch,
         )
         settings, size = sampling_settings(grpo, config.seed), problems_of_a_block(grpo, world.size)
-        sample_blocks(problems[num_done:], prompts[num_done:], sampler, verifier, settings, rates, size, world)
+        sample_blocks(problems[num_done:], prompts[num_done:], sampler, scorer, settings, rates, size, world)
     if world.is_main and (tallies := list(rates.tallies().values())):
         tracker.log(rate_metrics(tallies), step=0)
 
@@ -101,7 +101,7 @@ def sample_blocks(
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     sampler: Sampler,
-    verifier: Verifier,
+    scorer: Scorer,
     settings: SamplingSettings,
     rates: PassRateFile,
     block_size: int,
@@ -119,7 +119,7 @@ def sample_blocks(
     for start in range(0, len(problems), block_size):
         stretch = slice(start, start + block_size)
         block = list(zip(problems[stretch], prompts[stretch], strict=True))
-        work = partial(tally_problems, world.share(block), sampler, verifier, settings, world.watch)
+        work = partial(tally_problems, world.share(block), sampler, scorer, settings, world.watch)
         try:
             by_rank = gather_unless_stopped(world, work)
         except StopRequested:
@@ -134,7 +134,7 @@ def sample_blocks(
 def tally_problems(
     own: Sequence[tuple[Problem, list[int]]],
     sampler: Sampler,
-    verifier: Verifier,
+    scorer: Scorer,
     settings: SamplingSettings,
     watch: Watch,
 ) -> list[Tally]:
@@ -145,20 +145,26 @@ def tally_problems(
     """
     size = settings.num_samples
     rollouts = sampler.generate([Prompt(problem.uid, ids) for problem, ids in own], settings)
-    golds = [problem.answer for problem, _ in own for _ in range(size)]
-    futures = [verifier.submit(rollout.text, gold) for rollout, gold in zip(rollouts, golds, strict=True)]
+    problems = [problem for problem, _ in own for _ in range(size)]
+    futures = [scorer.submit(problem, rollout) for problem, rollout in zip(problems, rollouts, strict=True)]
     verdicts = await_verdicts(futures, watch)
     tallies = []
     for start in range(0, len(rollouts), size):
         watch.beat("voting")
         watch.check()
         group = rollouts[start : start + size]
+        voting = not wants_program(problems[start])  # two programs that differ may do the same
         tallies.append(
             tally_rollouts(
                 statuses=[verdict.status for verdict in verdicts[start : start + size]],
                 truncated=[rollout.stop_reason == "length" for rollout in group],
-                keys=[canonical_answer(rollout.text, verifier.after_think, verifier.fallbacks) for rollout in group],
+                keys=[answer_key(rollout.text, scorer) if voting else None for rollout in group],
                 num_tokens=[len(rollout.response_ids) for rollout in group],
             )
         )
     return tallies
+
+
+def answer_key(text: str, scorer: Scorer) -> str | None:
+    """What a response's answer is known by in a vote."""
+    return canonical_answer(text, scorer.verifier.after_think, scorer.verifier.fallbacks)

@@ -68,15 +68,15 @@ def screen_problems(
     problems: Sequence[Problem],
     selection: SelectionConfig,
     sft: SourceConfig,
-    check_gold: Callable[[str], bool],
+    check_problem: Callable[[Problem], bool],
     watch: Watch,
 ) -> dict[int, Drop]:
-    """What is dropped, by position in `problems`. Each distinct gold is asked about once.
+    """What is dropped, by position in `problems`. Each distinct gold, and each problem with tests, is asked about once.
 
     Golds are asked about where `drop_unverifiable` says so, and wherever rollouts are to be judged by them.
 
     Args:
-        check_gold: whether the verifier can read a gold.
+        check_problem: whether answers to a problem can be judged (`Scorer.check_problem`).
 
     Raises:
         InputError: as `keys_in_sft` does.
@@ -87,7 +87,7 @@ def screen_problems(
     asks_gold = selection.drop_unverifiable or selection.num_rollouts > 0
     drops: dict[int, Drop] = {}
     first: dict[int | str, str] = {}  # by key of the question, and by uid: the uid that had it first
-    readable: dict[str, bool] = {}
+    judged: dict[tuple[object, ...], bool] = {}
     for index, (problem, key) in enumerate(zip(problems, keys, strict=True)):
         watch.beat("screening")
         watch.check()
@@ -102,9 +102,10 @@ def screen_problems(
         if key in in_sft:
             drops[index] = Drop(IN_SFT)
         elif asks_gold:
-            if problem.answer not in readable:
-                readable[problem.answer] = check_gold(problem.answer)
-            if not (problem.verifiable and readable[problem.answer]):
+            gold = (problem.domain, problem.answer, problem.tests, problem.language)
+            if problem.verifiable and gold not in judged:
+                judged[gold] = check_problem(problem)
+            if not (problem.verifiable and judged[gold]):
                 drops[index] = Drop(UNVERIFIABLE_GOLD, problem.answer)
     return drops
 

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.types import InputError, Verdict
 from falcon_h1r.verifier.code.confined import Limits
@@ -22,6 +22,9 @@ from falcon_h1r.verifier.code.formats import CodeTests, parse_tests
 from falcon_h1r.verifier.code.judge import Outcome, Runner, chosen_cases, judge
 from falcon_h1r.verifier.code.local import LocalRunner, RunnerLost
 from falcon_h1r.verifier.workers.sandbox import SandboxUnavailable, sandbox_support
+
+if TYPE_CHECKING:
+    from falcon_h1r.config import CodeVerifierConfig
 
 MAX_PROGRAM_BYTES = 1 << 20
 OUTPUT_BYTES = 8 << 20  # of standard output or a result, for one test
@@ -93,6 +96,27 @@ class CodeVerifier:
         self.num_sandbox_failures = 0  # programs that no sandbox could be had for
         self._reset()
         _services.add(self)
+
+    @classmethod
+    def from_config(cls, config: CodeVerifierConfig, seed: int, after_think: bool = False) -> CodeVerifier:
+        """The verifier that a run's `verifier.code` section describes.
+
+        Raises:
+            InputError: where this machine cannot confine a process and no other sandbox is named.
+        """
+        try:
+            return cls(
+                num_workers=config.num_workers,
+                cpu_seconds=config.cpu_seconds,
+                deadline_seconds=config.deadline_seconds,
+                memory_limit_bytes=int(config.memory_limit_gib * 2**30),
+                after_think=after_think,
+                max_tests=config.max_tests,
+                seed=seed,
+                sandbox_url=config.sandbox_url,
+            )
+        except SandboxUnavailable as error:
+            raise InputError(f"verifier.code: {error}") from None
 
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a callback may run in the thread that holds it
