@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,9 @@ from falcon_h1r.config import Config
 from falcon_h1r.data.sources import load_problems
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.batches import open_batches
+from falcon_h1r.grpo.carried import CarriedRollouts
+from falcon_h1r.grpo.collect import Collector
 from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.loop import train_step
 from falcon_h1r.grpo.rewards import Scorer
@@ -60,6 +64,7 @@ def run_grpo_step_suite(config: Config, folder: Path, world: World) -> None:
         Tracker(folder, "benchmark", config.tracking, True, asdict(config)) as tracker,
         tracker.progress(len(sizes) * TRIAL_STEPS + rounds + WARM_UP_STEPS, "benchmark", "steps of TRL") as progress,
         Verifier.from_config(config.verifier, after_think=True) as verifier,
+        ExitStack() as stack,
     ):
         trials = {}
         for size in sizes:
@@ -68,18 +73,20 @@ def run_grpo_step_suite(config: Config, folder: Path, world: World) -> None:
             )
         best = min(sizes, key=lambda size: trials[size][-1].seconds)
         engine = TorchEngine(copy.deepcopy(model), config.grpo.optimizer, rounds + WARM_UP_STEPS, world, config.engine)
-        stream, _ = open_stream(problems, tokenizer, config, verifier)
-        sampler = TorchSampler(engine.model, tokenizer, config.grpo.rollout.max_slots)
         learner, scorer = Learner(engine, config.grpo), Scorer(verifier, config.grpo)
+        stream, _ = open_stream(problems, tokenizer, config, scorer.check_problem)
+        sampler = TorchSampler(engine.model, tokenizer, config.grpo.rollout.max_slots)
+        collector = Collector(stream, sampler, scorer, CarriedRollouts(), config.grpo, config.seed)
+        batches = stack.enter_context(open_batches(collector, engine))
         ours: list[OwnStep] = []
 
         def own_step() -> None:
             started = time.perf_counter()
-            metrics, _ = train_step(learner, sampler, scorer, stream, config.seed + len(ours))
+            metrics = train_step(batches, learner, stream).metrics
             ours.append(
                 OwnStep(
                     time.perf_counter() - started,
-                    metrics["sampling_seconds"],
+                    metrics["batch_seconds"],
                     metrics["training_seconds"],
                     int(metrics["sampled_tokens"]),
                     metrics["pass_at_1"],

@@ -36,9 +36,8 @@ def train_grpo(run: TrainingRun, collector: Collector, learner: Learner, alarms:
     with open_batches(collector, engine, run.config.supervision.wait_seconds) as batches:
         sync_sampler(collector.sampler, engine, config.updates_per_batch)
         for step in run.steps():
-            report = train_step(
-                batches, learner, collector.stream, is_last=step + config.updates_per_batch >= engine.num_steps
-            )
+            is_last = step + config.updates_per_batch >= engine.num_steps
+            report = train_step(batches, learner, collector.stream, is_last)
             tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
             run.progress.advance(engine.steps_done - step, tokens, reward=reward)
             metrics = report.metrics | alarms.look(report.metrics, announce=world.is_main)
