@@ -58,7 +58,7 @@ def run_peer(
         scored.extend(zip(map(len, completion_ids), rewards, strict=True))
         return rewards
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             nonlocal started
             scored.clear()

@@ -32,10 +32,11 @@ class Learner:
         assert reference is not None or config.loss.kl_coefficient == 0
         self.engine, self.config, self.reference = engine, config, reference
 
-    def skip(self) -> None:
-        """A batch with nothing to learn from: the schedule moves on by its updates, the weights stay."""
+    def skip(self) -> dict[str, float]:
+        """A batch with nothing to learn from: the schedule moves on by its updates, the weights stay. No metrics."""
         for _ in range(self.config.updates_per_batch):
             self.engine.skip_step()
+        return {}
 
     def update(self, rows: Sequence[PackedBatch]) -> dict[str, float]:
         """One batch: this rank's rows, of which all ranks have as many. Returns metrics, the same on every rank.

@@ -176,7 +176,7 @@ class OwnGroups:
             scored = self.scorer.score(group.problem, rollouts, [next(verdicts) for _ in samples])
             self.scored[group.number] = scored
             del self._groups[group.problem.uid]
-            told.append((group.number, group_facts(scored, self._scorer.thinking_opened)))
+            told.append((group.number, group_facts(scored, self.scorer.thinking_opened)))
         self.verdict_seconds += time.perf_counter() - started
         return told
 
