@@ -25,6 +25,8 @@ from falcon_h1r.grpo.surplus import Spare, Withdrawal, bounded, withdraw
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.types import RolloutGroup
 
+SAMPLES_A_STEP = 2  # groups whose transcripts are logged
+
 
 @dataclass(slots=True)
 class GroupBatch:
@@ -122,65 +124,70 @@ class Collector:
 
     def _settle(self, own: OwnGroups, ledger: Ledger, cache: Withdrawal, world: World) -> GroupBatch:
         """Choose the batch, and keep or drop the rest."""
-        config, step = self.config, self.stream.step
         scored = [ledger.scored[number] for number in sorted(ledger.scored)]
         found = [each for each in scored if each.facts.has_contrast]
         used = [spare.scored for spare in cache.used]
         chosen = sorted([*used, *found[: ledger.num_needed]], key=lambda each: each.number)
-        over = [Spare(step, each) for each in found[ledger.num_needed :]]
-        kept, evicted = bounded([*cache.kept, *over], config)
+        over = [Spare(self.stream.step, each) for each in found[ledger.num_needed :]]
+        kept, evicted = bounded([*cache.kept, *over], self.config)
         for each in scored:
             if all(rollout.status == "correct" for rollout in each.facts.rollouts):
                 self.stream.mark_solved(each.facts.problem_uid)
 
         held = {each.number: each.group for each in self.carried.surplus} | own.scored
+        own_groups = {each.number: held[each.number] for each in chosen if each.owner == world.rank}
+        own_kept = [spare for spare in kept if spare.scored.owner == world.rank]
         self.carried.surplus = tuple(
             SurplusGroup(spare.scored.number, spare.added_step, held[spare.scored.number], spare.scored.facts)
-            for spare in kept
-            if spare.scored.owner == world.rank
+            for spare in own_kept
         )
-        partials = own.cut()
-        self.carried.partials = tuple(partial for partial in partials if self._goes_on(partial))
-        num_dropped_tokens = sum(partial.num_tokens for partial in partials if not self._goes_on(partial))
-        num_dropped_tokens += sum(
-            _num_tokens(spare.scored.facts) for spare in (*evicted, *cache.expired) if spare.scored.owner == world.rank
-        )
-        own_chosen = {each.number: held[each.number] for each in chosen if each.owner == world.rank}
-        if config.zero_variance == "duplicate" and chosen:
-            chosen = [chosen[index % len(chosen)] for index in range(max(len(chosen), config.problems_per_step))]
+        own_lost = [spare for spare in (*evicted, *cache.expired) if spare.scored.owner == world.rank]
+        own_sums = self._carry(own, sum(_num_tokens(spare.scored.facts) for spare in own_lost))
+        if self.config.zero_variance == "duplicate" and chosen:
+            chosen = [chosen[index % len(chosen)] for index in range(max(len(chosen), self.config.problems_per_step))]
+        counts = {
+            "num_groups": len(chosen),
+            "num_rollouts": sum(len(each.facts.rollouts) for each in chosen),
+            "num_backfill_groups": ledger.num_replaced,
+            "cache_used_groups": len(used),
+            "cache_groups": len(kept),
+            "cache_expired_groups": len(cache.expired),
+            "cache_evicted_groups": len(evicted),
+            "solved_problems": self.stream.num_solved,
+            "solved_drawn_groups": ledger.num_solved_drawn,
+            "empty_responses": sum(r.response_tokens == 0 for each in scored for r in each.facts.rollouts),
+        }
         return GroupBatch(
             chosen=chosen,
             drawn=[each.facts for each in scored],
-            counts={
-                "num_groups": float(len(chosen)),
-                "num_rollouts": float(sum(len(each.facts.rollouts) for each in chosen)),
-                "num_backfill_groups": float(ledger.num_replaced),
-                "cache_used_groups": float(len(used)),
-                "cache_groups": float(len(kept)),
-                "cache_expired_groups": float(len(cache.expired)),
-                "cache_evicted_groups": float(len(evicted)),
-                "solved_problems": float(self.stream.num_solved),
-                "solved_drawn_groups": float(ledger.num_solved_drawn),
-                "empty_responses": float(sum(r.response_tokens == 0 for each in scored for r in each.facts.rollouts)),
-            },
-            own_groups=own_chosen,
+            counts={name: float(count) for name, count in counts.items()},
+            own_groups=own_groups,
             own_samples=[own.scored[each.number] for each in scored[:SAMPLES_A_STEP] if each.number in own.scored],
-            own_sums={
-                "sampled_tokens": float(own.sampled_tokens),
-                "dropped_tokens": float(num_dropped_tokens),
-                "carried_rollouts": float(sum(partial.num_unfinished for partial in self.carried.partials)),
-                "carried_tokens": float(sum(partial.num_tokens for partial in self.carried.partials)),
-            },
+            own_sums=own_sums,
             own_seconds={},
             thinking_opened=self.scorer.thinking_opened,
         )
 
+    def _carry(self, own: OwnGroups, num_lost_tokens: int) -> dict[str, float]:
+        """Take over, or drop, what still runs; sums for the log.
+
+        Args:
+            num_lost_tokens: of groups that left the cache unused.
+        """
+        cut = own.cut()
+        self.carried.partials = tuple(partial for partial in cut if self._goes_on(partial))
+        num_dropped_tokens = sum(partial.num_tokens for partial in cut if not self._goes_on(partial))
+        sums = {
+            "sampled_tokens": own.sampled_tokens,
+            "dropped_tokens": num_lost_tokens + num_dropped_tokens,
+            "carried_rollouts": sum(partial.num_unfinished for partial in self.carried.partials),
+            "carried_tokens": sum(partial.num_tokens for partial in self.carried.partials),
+        }
+        return {name: float(value) for name, value in sums.items()}
+
     def _goes_on(self, partial: PartialGroup) -> bool:
         """Whether the next step is not one too many for it."""
         return self.stream.step + 1 - partial.begun_step <= self.config.rollout.max_partial_steps
-
-
-SAMPLES_A_STEP = 2  # groups whose transcripts are logged
 
 
 def _num_open(summary: Summary) -> int:
