@@ -50,7 +50,7 @@ def open_sampler(
     if rollout.name == "vllm_colocate":
         return _open_colocated_sampler(config, engine, tokenizer, on_finished, vllm)
     sampler: Any = TorchSampler(engine.model, tokenizer, rollout.max_slots, on_finished, watch)
-    return sampler  # type: ignore[no-any-return]
+    return sampler
 
 
 def _open_server_sampler(

@@ -58,6 +58,7 @@ class VLLMServerSampler:
             on_finished: told the number of tokens of each finished rollout, for a progress bar.
         """
         self.policy_version = -1  # the first sync makes it 0
+        self.sync_gap: float | None = None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
         self._streams, self._sender = streams, sender
         self._tokenizer, self._world = tokenizer, world
         self._check, self._dtype, self._on_finished = check, dtype, on_finished
@@ -138,7 +139,7 @@ class VLLMServerSampler:
         if self._streams is not None:
             self._streams.policy_version = self.policy_version
             self._streams.submit(interrupted)
-        check_sync(policy, self, self._check)
+        self.sync_gap = check_sync(policy, self, self._check)
 
     def _look_up(self) -> None:
         self._world.watch.beat("sampling")
@@ -214,9 +215,7 @@ def check_server(server: VLLMServer, model_tokens: int) -> None:
     except (LostAnswer, KeyError, TypeError) as error:
         raise InputError(f"{where} does not say how it was started ({type(error).__name__}: {error})") from error
     if transfer is None or transfer.get("backend") != "nccl":
-        raise InputError(
-            f"""{where} takes no weights: start it with --weight-transfer-config '{{"backend": "nccl"}}'"""
-        )
+        raise InputError(f'{where} takes no weights: start it with --weight-transfer-config {{"backend":"nccl"}}')
     if mode != "processed_logprobs":
         raise InputError(f"{where} has logprobs_mode={mode}: start it with --logprobs-mode processed_logprobs")
     if longest < model_tokens:

@@ -1,8 +1,8 @@
 """The rollouts under way at one server: each a request of its own whose tokens come in as they are drawn.
 
 Many requests at once are what the server's continuous batching lives on; as one ends, the next is sent. Answers are
-streamed, a few dozen tokens at a time: a request can then be let go of with what it has drawn, and one that failed goes on
-from there. What the server drew after its last piece is lost, at most `STREAM_TOKENS` of each.
+streamed, a few dozen tokens at a time: a request can then be let go of with what it has drawn, and one that failed goes
+on from there. What the server drew after its last piece is lost, at most `STREAM_TOKENS` of each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +162,8 @@ class Streams:
         if draft.tokens_left == 0:  # the last answer broke off behind its last token
             return "length"
         payload = completion_payload(self.model, draft, self.stop_ids)
-        for event in self.server.stream("/v1/completions", payload, flight.cut):
+        events = self.server.stream("/v1/completions", payload, flight.cut)
+        for event in events:
             for choice in event.get("choices", ()):
                 tokens, logprobs, tops = read_choice(choice, draft.request.settings.num_top_logprobs)
                 with self._changed:
@@ -171,6 +173,8 @@ class Streams:
                     self._num_drawn += len(tokens)
                     self._changed.notify_all()
                 if choice.get("finish_reason") is not None:
+                    with suppress(LostAnswer):  # all of it is here; the rest is politeness
+                        deque(events, maxlen=0)
                     return checked_end(draft, choice["finish_reason"])
         raise LostAnswer("an answer without an end")
 

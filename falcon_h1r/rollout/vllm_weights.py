@@ -2,8 +2,8 @@
 
 For each server, rank 0 of the trainer and the server's workers are a NCCL group of their own, rank 0 its rank 0. TRL
 joins such a group with vLLM's own classes, which a trainer without vLLM does not have; vLLM lets such a trainer send
-the group's NCCL id instead (`nccl_unique_id_b64`), which torch can make. Both sides have to run the same NCCL, as they do
-with the pins of constraints-gpu.txt and constraints-vllm.txt.
+the group's NCCL id instead (`nccl_unique_id_b64`), which torch can make. Both sides have to run the same NCCL, as they
+do with the pins of constraints-gpu.txt and constraints-vllm.txt.
 
 A sync is what TRL's client does, between a pause and a resume: start_weight_update, update_weights with every name,
 dtype and shape while the weights are broadcast in packed pieces, finish_weight_update, reset_prefix_cache.
@@ -191,7 +191,7 @@ def packed_pieces(weights: Weights, piece_bytes: int) -> Iterator[Tensor]:
         yield torch.cat(parts)
 
 
-def reset_prefix_cache(server: VLLMServer, pause_seconds: float = RESET_PAUSE_SECONDS) -> None:
+def reset_prefix_cache(server: VLLMServer) -> None:
     """Forget what old weights made of prompts.
 
     Raises:
@@ -201,7 +201,7 @@ def reset_prefix_cache(server: VLLMServer, pause_seconds: float = RESET_PAUSE_SE
         answer = server.post("/reset_prefix_cache")
         if answer is None or answer.get("success", True):
             return
-        time.sleep(pause_seconds)
+        time.sleep(RESET_PAUSE_SECONDS)
     raise LostAnswer(f"{server.address}: the prefix cache of the old weights is still in use")
 
 
