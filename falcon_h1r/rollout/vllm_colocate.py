@@ -27,8 +27,10 @@ from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.precision import compute_dtype
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, requests_for
-from falcon_h1r.rollout.sync_check import SyncCheck, check_sync
+from falcon_h1r.rollout.sync_check import SamplerOutOfSync, SyncCheck, check_sync
 from falcon_h1r.rollout.vllm_draft import Draft, best_logprobs, check_logprobs, checked_end, sampling_arguments
+from falcon_h1r.rollout.vllm_vectors import Vectors, described, kept_vectors, missing_vectors
+from falcon_h1r.rollout.vllm_worker import held_vectors
 from falcon_h1r.rollout.weight_names import as_announced, plain_weights, sent_weights
 from falcon_h1r.types import InputError, Rollout, StopReason
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHTS, CACHES = "weights", "kv_cache"  # what wakes up by itself
-ADVICE = "Weights that the engine did not take over, such as mamba.D or mamba.A_log? See docs/vllm.md"
+ADVICE = "Its engine holds mamba.A_log, mamba.D and mamba.dt_bias as given: did it lose others? See docs/vllm.md"
 
 
 def import_vllm() -> Any:
@@ -105,7 +107,9 @@ class VLLMColocatedSampler:
             dtype: in which weights are handed over; None: that which the policy computes in.
         """
         self.policy_version = -1  # the first sync makes it 0
-        self.sync_gap: float | None = None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
+        self.sync_gap: float | None = (
+            None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
+        )
         self._llm, self._vllm, self._tokenizer, self._world = llm, vllm, tokenizer, world
         self._check, self._max_slots, self._dtype, self._on_finished = check, max_slots, dtype, on_finished
         self._stop_ids = frozenset(stop_token_ids(tokenizer))
@@ -177,7 +181,8 @@ class VLLMColocatedSampler:
         """See `Sampler.load_weights`. What is under way goes on from its tokens under the new policy.
 
         Raises:
-            SamplerOutOfSync: on every rank, where an engine's logprobs are not the trainer's afterwards.
+            SamplerOutOfSync: on every rank, where an engine does not hold the SSM's vectors that it was given, or its
+                logprobs are not the trainer's.
         """
         interrupted = self._take_out(None)
         self._wake(WEIGHTS)
@@ -185,13 +190,19 @@ class VLLMColocatedSampler:
         # The engine's own module, as TRL reaches it.
         module = self._llm.llm_engine.model_executor.driver_worker.model_runner.model
         device = self._world.device
+        vectors: Vectors = {}
         with self._world.watch.long("loading weights"):
             weights = plain_weights(policy, keep=True)
-            for name, tensor in as_announced(sent_weights(policy.model.config, dtype), weights):
+            announced = as_announced(sent_weights(policy.model.config, dtype), weights)
+            for name, tensor in kept_vectors(announced, vectors):
                 module.load_weights([(name, tensor.to(device))])
         self._llm.reset_prefix_cache()
         self.policy_version += 1
         self._waiting.extend(interrupted)
+        missing = missing_vectors(vectors, [held_vectors(module)])
+        complaints = self._world.gather(described(missing, f"rank {self._world.rank}") if missing else None)
+        if complaint := next(filter(None, complaints), None):
+            raise SamplerOutOfSync(f"policy {self.policy_version}: {complaint}")
         self.sync_gap = check_sync(policy, self, self._check)
 
     # -------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, requests_for
-from falcon_h1r.rollout.sync_check import SyncCheck, check_sync
+from falcon_h1r.rollout.sync_check import SamplerOutOfSync, SyncCheck, check_sync
 from falcon_h1r.rollout.vllm_draft import Draft, LostAnswer
 from falcon_h1r.rollout.vllm_http import VLLMServer
 from falcon_h1r.rollout.vllm_streams import Streams
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ASK_SECONDS = 2.0  # between two looks whether a server is up
 GENERATE_TOKENS = 1024  # of each rollout in one advance, where nobody else waits
 ADVICE = (
-    "Weights that its server did not take over? Servers have lost mamba.D, mamba.A_log and mamba.dt_bias. Or it serves "
-    "another model, or has another --dtype; see docs/vllm.md"
+    "Its server holds mamba.A_log, mamba.D and mamba.dt_bias as sent: did it lose others, or does it serve another "
+    "model? See docs/vllm.md"
 )
 
 
@@ -58,7 +58,9 @@ class VLLMServerSampler:
             on_finished: told the number of tokens of each finished rollout, for a progress bar.
         """
         self.policy_version = -1  # the first sync makes it 0
-        self.sync_gap: float | None = None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
+        self.sync_gap: float | None = (
+            None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
+        )
         self._streams, self._sender = streams, sender
         self._tokenizer, self._world = tokenizer, world
         self._check, self._dtype, self._on_finished = check, dtype, on_finished
@@ -127,15 +129,17 @@ class VLLMServerSampler:
         """See `Sampler.load_weights`. What is under way stops, and goes on from its tokens under the new policy.
 
         Raises:
-            SamplerOutOfSync: on every rank, where a server's logprobs are not the trainer's afterwards.
+            SamplerOutOfSync: on every rank, where a server does not hold the weights it was sent, as far as it can be
+                asked, or its logprobs are not the trainer's.
             LostAnswer, InputError: on rank 0, where a server fails to take the weights, or refuses.
         """
         interrupted = self._streams.take_out() if self._streams is not None else []
         self._world.barrier()  # a server pauses when its rank has let go of it
         self.policy_version += 1
         with self._world.watch.long("sending weights"):
-            send_policy(policy, self._sender, self._dtype)
-        self._world.barrier()
+            complaint = send_policy(policy, self._sender, self._dtype)
+        if complaint := self._world.broadcast(complaint):
+            raise SamplerOutOfSync(f"policy {self.policy_version}: {complaint}")
         if self._streams is not None:
             self._streams.policy_version = self.policy_version
             self._streams.submit(interrupted)

@@ -26,6 +26,8 @@ from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.model.precision import compute_dtype
 from falcon_h1r.rollout.vllm_draft import LostAnswer
 from falcon_h1r.rollout.vllm_http import VLLMServer
+from falcon_h1r.rollout.vllm_vectors import Vectors, described, kept_vectors, missing_vectors
+from falcon_h1r.rollout.vllm_worker import EXTENSION, METHOD
 from falcon_h1r.rollout.weight_names import SentWeight, as_announced, plain_weights, sent_weights
 from falcon_h1r.types import InputError
 
@@ -105,19 +107,24 @@ class WeightSender:
         answer.result()
         return link
 
-    def send(self, announced: list[SentWeight], weights: Weights) -> None:
+    def send(self, announced: list[SentWeight], weights: Weights) -> str | None:
         """Have every server load these weights; none draws meanwhile.
+
+        Returns:
+            what a server does not hold afterwards, in a line; None: nothing that is known.
 
         Raises:
             LostAnswer, InputError: where a server fails to, or refuses.
             RuntimeError: where the weights are not those announced.
         """
+        vectors: Vectors = {}
         self._post_all("/pause?mode=abort")
         self._post_all("/start_weight_update", {})
         body = {"update_info": update_info(announced)}
         answers = [_in_background(partial(server.post, "/update_weights", body)) for server in self.servers]
         _raise_early(answers)
-        moved = ((name, tensor.to(self.device)) for name, tensor in as_announced(announced, weights))
+        sent = kept_vectors(as_announced(announced, weights), vectors)
+        moved = ((name, tensor.to(self.device)) for name, tensor in sent)
         for piece in packed_pieces(moved, PACKED_BYTES):
             for link in self.links:
                 link.broadcast(piece)
@@ -127,24 +134,31 @@ class WeightSender:
         for server in self.servers:
             reset_prefix_cache(server)
         self._post_all("/resume")
+        for server in self.servers:
+            if missing := missing_vectors(vectors, reported_vectors(server)):
+                return described(missing, server.address)
+        return None
 
     def _post_all(self, path: str, body: dict[str, Any] | None = None) -> None:
         for server in self.servers:
             server.post(path, body)
 
 
-def send_policy(policy: Engine, sender: WeightSender | None, dtype: torch.dtype | None) -> None:
+def send_policy(policy: Engine, sender: WeightSender | None, dtype: torch.dtype | None) -> str | None:
     """Rank 0, which has the sender, sends the policy's weights; the other ranks help to make them whole.
 
     Args:
         dtype: in which they travel; None: that which the policy computes in.
+
+    Returns:
+        on rank 0, what a server does not hold afterwards, in a line.
     """
     weights = plain_weights(policy, keep=sender is not None)
     if sender is None:
         for _ in weights:
             pass
-        return
-    sender.send(sent_weights(policy.model.config, dtype or compute_dtype(policy.model)), weights)
+        return None
+    return sender.send(sent_weights(policy.model.config, dtype or compute_dtype(policy.model)), weights)
 
 
 def init_info(invitation: dict[str, Any], num_ranks: int) -> dict[str, Any]:
@@ -203,6 +217,21 @@ def reset_prefix_cache(server: VLLMServer) -> None:
             return
         time.sleep(RESET_PAUSE_SECONDS)
     raise LostAnswer(f"{server.address}: the prefix cache of the old weights is still in use")
+
+
+def reported_vectors(server: VLLMServer) -> list[dict[str, list[float]]]:
+    """The SSM's vectors as each worker holds them.
+
+    Raises:
+        InputError: where the server was started without the extension that says.
+    """
+    try:
+        reports: list[dict[str, list[float]]] = server.post("/collective_rpc", {"method": METHOD})["results"]
+    except (LostAnswer, TypeError, KeyError) as error:
+        raise InputError(
+            f"{server.address} does not say what it holds ({error}): start it with --worker-extension-cls {EXTENSION}"
+        ) from error
+    return reports
 
 
 def _in_background(call: Callable[[], Any]) -> Future[Any]:

@@ -1,4 +1,4 @@
-"""In place of NCCL, between a trainer and a stand-in server: the same meetings and bytes, over a socket of this machine.
+"""In place of NCCL, between a trainer and a stand-in server: the same meetings and bytes, over a socket.
 
 As with NCCL, the group's id of 128 bytes says where its rank 0 can be reached.
 """

@@ -6,15 +6,20 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from falcon_h1r.config import Config, LoRAConfig
+from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.lora import add_adapters, merged_state
@@ -24,9 +29,12 @@ from falcon_h1r.rollout.sampler import Prompt, RolloutRequest, SamplingSettings,
 from falcon_h1r.rollout.sync_check import SamplerOutOfSync
 from falcon_h1r.rollout.vllm_draft import LostAnswer
 from falcon_h1r.rollout.vllm_server import VLLMServerSampler
+from falcon_h1r.rollout.vllm_worker import EXTENSION, METHOD
 from falcon_h1r.types import InputError, Rollout
 from tests.rollout.stand_in_nccl import SocketLink
-from tests.rollout.vllm_stand_in import StandIn, copy_of_shape
+from tests.rollout.vllm_stand_in import StandIn, copy_of_shape, named_as_at_vllm
+
+ROOT = Path(__file__).parents[2]
 
 SETTINGS = SamplingSettings(num_samples=3, max_response_tokens=10, temperature=0.8, seed=5)
 
@@ -131,9 +139,7 @@ def test_every_weight_is_sent_by_name_dtype_and_shape(tiny_model, open_one) -> N
         assert torch.equal(server.model.get_parameter(name), weight)
 
 
-def test_weights_travel_in_the_asked_dtype_and_those_of_the_ssm_in_float32(
-    tiny_model, tokenizer, start_server
-) -> None:
+def test_weights_travel_in_the_asked_dtype_and_those_of_the_ssm_in_float32(tiny_model, tokenizer, start_server) -> None:
     server = start_server()
     config = config_for(server)
     config.grpo.rollout.dtype, config.grpo.rollout.vllm.max_sync_gap = "bfloat16", 1.0
@@ -144,7 +150,7 @@ def test_weights_travel_in_the_asked_dtype_and_those_of_the_ssm_in_float32(
         assert torch.equal(weight, tiny_model.get_parameter(name).to(wanted))
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 5000, 2**28])
+@pytest.mark.parametrize("piece_bytes", [pytest.param(1, marks=pytest.mark.slow), 5000])
 def test_pieces_are_cut_where_the_server_cuts_them(
     tiny_model, tokenizer, start_server, monkeypatch, piece_bytes: int
 ) -> None:
@@ -178,24 +184,62 @@ def test_adapters_are_merged_into_what_is_sent(tiny_model, tokenizer, start_serv
 
 
 @pytest.mark.parametrize(
-    "dropped", ["mamba.D", "mamba.A_log", "mamba.dt_bias", "conv1d.bias", "norm.weight", "k_proj.weight", "lm_head.weight"]
+    "dropped",
+    ["mamba.D", "mamba.A_log", "mamba.dt_bias"],
 )
 def test_a_dropped_weight_ends_the_run_before_a_step(tiny_model, tokenizer, start_server, dropped: str) -> None:
     server = start_server(dropped=(dropped,))
-    with pytest.raises(SamplerOutOfSync, match="its logprobs are .* from the trainer's, 1e-06 allowed .* lost mamba.D"):
+    config = config_for(server)
+    config.grpo.rollout.vllm.max_sync_gap = 100.0  # whatever it does to logprobs
+    with pytest.raises(
+        SamplerOutOfSync, match=f"does not hold what it was sent of model.layers.0.{dropped}, .*layers.1"
+    ):
+        open_sampler(config, engine_of(tiny_model), tokenizer, open_link=SocketLink)
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        "conv1d.bias",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("norm.weight", "k_proj.weight", "in_proj.weight")),
+    ],
+)
+def test_other_dropped_weights_are_found_by_what_they_do_to_logprobs(
+    tiny_model, tokenizer, start_server, dropped: str
+) -> None:
+    server = start_server(dropped=(dropped,))
+    with pytest.raises(SamplerOutOfSync, match="its logprobs are .* from the trainer's, 1e-06 allowed .*lose others"):
         open_sampler(config_for(server), engine_of(tiny_model), tokenizer, open_link=SocketLink)
+
+
+def test_a_server_that_cannot_say_what_it_holds_is_refused(tiny_model, tokenizer, start_server) -> None:
+    server = start_server(faults={"/collective_rpc": ["500"]})
+    with pytest.raises(InputError, match="--worker-extension-cls falcon_h1r.rollout.vllm_worker.WeightReport"):
+        open_sampler(config_for(server), engine_of(tiny_model), tokenizer, open_link=SocketLink)
+
+
+def test_the_extension_is_where_the_launcher_and_the_refusal_say(tiny_model) -> None:
+    module, _, name = EXTENSION.rpartition(".")
+    extension = getattr(import_module(module), name)
+    worker = type("Worker", (extension,), {"model_runner": SimpleNamespace(model=named_as_at_vllm(tiny_model))})()
+    report = getattr(worker, METHOD)()
+    assert set(report) == {
+        f"model.layers.{layer}.mamba.mamba.{vector}" for layer in (0, 1) for vector in ("A", "D", "dt_bias")
+    }
+    assert report["model.layers.0.mamba.mamba.D"] == [1.0] * 6
+    assert f"--worker-extension-cls {EXTENSION}" in (ROOT / "launch" / "vllm_serve.sh").read_text()
 
 
 def test_a_weight_dropped_by_a_later_sync_is_found_when_it_has_moved(tiny_model, open_one) -> None:
     sampler = open_one()
     sampler.stand_in.dropped = ("mamba.D",)
     engine = engine_of(tiny_model)
-    sampler.load_weights(engine)  # it is right still: nothing has moved
+    sampler.load_weights(engine)  # what it has is right still: nothing has moved
     with torch.no_grad():
         for name, parameter in tiny_model.named_parameters():
             if name.endswith("mamba.D"):
                 parameter.add_(0.5)
-    with pytest.raises(SamplerOutOfSync, match="policy 2"):
+    with pytest.raises(SamplerOutOfSync, match="policy 2: .* of model.layers.0.mamba.D"):
         sampler.load_weights(engine)
 
 
@@ -203,8 +247,8 @@ def test_a_sync_is_a_pause_in_which_the_old_prefixes_are_forgotten(tiny_model, o
     sampler = open_one()
     sampler.load_weights(engine_of(tiny_model))
     paths = [path for path, _ in sampler.stand_in.requests if path != "/v1/completions"]
-    start, update, finish = "/start_weight_update", "/update_weights", "/finish_weight_update"
-    assert paths == ["/pause?mode=abort", start, update, finish, "/reset_prefix_cache", "/resume"]
+    update = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
+    assert paths == ["/pause?mode=abort", *update, "/reset_prefix_cache", "/resume", "/collective_rpc"]
     assert sampler.policy_version == 1
 
 
@@ -231,11 +275,11 @@ def test_rollouts_carry_the_trainers_logprobs_and_end_as_they_should(tiny_model,
 
 def test_a_seed_reproduces_a_rollout_however_many_run_at_once(open_one) -> None:
     one, many = open_one(max_slots=1), open_one(max_slots=9)
-    first, second = (sampler.generate(prompts([3, 17, 9]), SETTINGS) for sampler in (one, many))
+    first, second = (sampler.generate(prompts([3, 17]), SETTINGS) for sampler in (one, many))
     assert [r.response_ids for r in first] == [r.response_ids for r in second]
     assert one.stand_in.most_at_once == 1 and many.stand_in.most_at_once > 1
     assert len({tuple(r.response_ids) for r in first}) == len(first)
-    other = many.generate(prompts([3, 17, 9]), replace(SETTINGS, seed=6))
+    other = many.generate(prompts([3, 17]), replace(SETTINGS, seed=6))
     assert [r.response_ids for r in other] != [r.response_ids for r in first]
 
 
@@ -409,11 +453,14 @@ def test_a_rank_gives_signs_of_life_while_it_waits(open_one, monkeypatch) -> Non
 # Servers that fail
 
 
-@pytest.mark.parametrize("place", ["/v1/completions", "within an answer"])
-@pytest.mark.parametrize("fault", ["drop", "malformed", "500"])
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        *(("/v1/completions", fault) for fault in ("drop", "malformed", "500")),
+        *(("within an answer", fault) for fault in ("drop", "malformed")),  # the status is out by then
+    ],
+)
 def test_a_passing_fault_changes_no_logprob(tiny_model, open_one, place: str, fault: str) -> None:
-    if (place, fault) == ("within an answer", "500"):
-        pytest.skip("the status is out by then")
     sampler = open_one(piece_tokens=3)
     sampler.stand_in.faults[place] = [fault] * 2
     rollouts = sampler.generate(prompts([5]), SETTINGS)
@@ -562,7 +609,26 @@ def test_one_server_out_of_sync_is_told_to_every_rank(tiny_model, tokenizer, sta
         return str(caught.value)
 
     first, second = run_on_ranks(2, work)
-    assert first == second and first.startswith("sampler of rank 1, policy 0")
+    assert first == second and f"policy 0: {config.grpo.rollout.vllm.servers[1]} does not hold" in first
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_gathered_once_and_sent_whole(tiny_model, tokenizer, start_server, run_on_ranks) -> None:
+    pytest.importorskip("deepspeed")
+    server, model = start_server(), tiny_model.float()
+    config = config_for(server)
+    config.grpo.rollout.vllm.max_sync_gap = 1e-3
+    expected = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def work(world: World) -> tuple[int, float]:
+        engine = open_engine(model, OptimizerConfig(), 1, world, EngineConfig(name="deepspeed", zero_stage=3))
+        sampler: Any = open_sampler(config, engine, tokenizer, open_link=SocketLink)
+        return sampler.free_slots, sampler.sync_gap
+
+    (first, gap), (second, same) = run_on_ranks(2, work)
+    assert (first, second) == (64, 0) and gap == same
+    assert set(server.received) == set(expected)
+    assert all(torch.equal(server.received[name], weight) for name, weight in expected.items())
 
 
 def test_more_servers_than_ranks_are_refused(tiny_model, tokenizer, start_server) -> None:

@@ -1,7 +1,7 @@
 """Our requests beside those of TRL's own client, at the same stand-in server.
 
-Of TRL's client, what it imports from vLLM is replaced: the address of this machine, the meeting of the NCCL group and the
-broadcast of packed weights. The rest is its own code.
+Of TRL's client, what it imports from vLLM is replaced: the address of this machine, the meeting of the NCCL group and
+the broadcast of packed weights. The rest is its own code.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def trl_client(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> Any:
     return vllm_client.VLLMClient(server.address, group_port=port, connection_timeout=5.0)
 
 
-def test_trls_client_and_ours_send_the_same_weights_in_the_same_words(tiny_model, tokenizer, server, trl_client) -> None:
+def test_trls_client_and_ours_send_the_same_weights_in_the_same_words(
+    tiny_model, tokenizer, server, trl_client
+) -> None:
     trl_client.init_communicator(device="cuda")
     trl_client.update_model_params(tiny_model)
     trl_client.reset_prefix_cache()
@@ -111,7 +113,14 @@ def test_trls_client_and_ours_draw_the_same_rollout(tiny_model, tokenizer, serve
     assert {name: our_body[name] for name in their_body} == their_body
     # What TRL leaves to the server and its model's generation config, we say.
     assert set(our_body) - set(their_body) == {
-        *("prompt", "add_special_tokens", "presence_penalty", "frequency_penalty", "stop", "include_stop_str_in_output"),
+        *(
+            "prompt",
+            "add_special_tokens",
+            "presence_penalty",
+            "frequency_penalty",
+            "stop",
+            "include_stop_str_in_output",
+        ),
         *("ignore_eos", "skip_special_tokens", "stream", "stream_interval"),
     }
 

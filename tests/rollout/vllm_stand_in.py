@@ -1,6 +1,6 @@
 """In place of a vLLM server: a real tiny Falcon-H1 in the test's process behind vLLM's endpoints.
 
-Real: HTTP, streaming, the requests and answers of vLLM 0.31, its rule for cutting packed weights, the model, its logprobs.
+Real: HTTP, streaming, requests and answers as in vLLM 0.31, its rule for cutting packed weights, the model's logprobs.
 Replaced: vLLM's engine, by a forward over the whole text for each token, and NCCL, by a socket (stand_in_nccl.py).
 """
 
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from transformers import FalconH1Config, FalconH1ForCausalLM
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.model.decode import head_logits
 from falcon_h1r.model.hybrid import packed_hidden_states
+from falcon_h1r.rollout.vllm_worker import METHOD, held_vectors
 from tests.rollout.stand_in_nccl import WorkerLink
 
 INIT_FIELDS = {
@@ -52,7 +54,8 @@ class StandIn:
     cut_off: int = 0  # answers whose reader went away
 
     def __post_init__(self) -> None:
-        self._lock, self._drawing, self._links, self._is_paused = threading.RLock(), 0, [], False
+        self._lock, self._links, self._is_paused = threading.RLock(), [], False
+        self._drawing: set[int] = set()  # threads
         self._listens = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"stand_in": self}))
         self._listens.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._listens.server_address[1]}"
@@ -84,7 +87,8 @@ class StandIn:
             piece.append((name, dtype, shape, math.prod(shape) * dtype.itemsize))
             size = sum(entry[3] for entry in piece)
             if size > self._init_info["packed_buffer_size_bytes"] or index == len(announced) - 1:
-                self._unpack(piece, [link.receive(size) for link in self._links][0])
+                data = [link.receive(size) for link in self._links]
+                self._unpack(piece, data[-1])
                 piece = []
 
     def _unpack(self, piece: list[tuple[str, torch.dtype, list[int], int]], data: torch.Tensor) -> None:
@@ -95,12 +99,27 @@ class StandIn:
                 with torch.no_grad(), self._lock:
                     self.model.get_parameter(name).copy_(weight)
 
+    def reports(self) -> list[dict[str, list[float]]]:
+        """What its workers, each with its part of the heads, answer."""
+        whole = held_vectors(named_as_at_vllm(self.model))
+        share = self.num_workers
+        return [{n: v[len(v) // share * i : len(v) // share * (i + 1)] for n, v in whole.items()} for i in range(share)]
+
     # -------------------------------------------------------------------------
     # Rollouts
 
     def drawn(self, body: dict[str, Any], prompt: list[int]) -> Iterator[dict[str, Any]]:
         """Choices, one for each piece of an answer."""
         assert body["n"] == 1 and body["min_p"] == 0.0 and body["repetition_penalty"] == 1.0
+        with self._lock:
+            self._drawing.add(threading.get_ident())
+            self.most_at_once = max(self.most_at_once, len(self._drawing))
+        try:
+            yield from self._pieces(body, prompt)
+        finally:
+            self._drawing.discard(threading.get_ident())
+
+    def _pieces(self, body: dict[str, Any], prompt: list[int]) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(body.get("seed"))
         tokens: list[int] = []
         pending: list[tuple[int, torch.Tensor]] = []
@@ -114,26 +133,21 @@ class StandIn:
             token = int(logprobs.argmax()) if body["temperature"] == 0 else _draw(logprobs, rng)
             tokens.append(token)
             pending.append((token, logprobs))
-            if token in (body.get("stop_token_ids") or ()):
-                reason = "stop"
-            elif any(text in self.tokenizer.decode(tokens) for text in body.get("stop") or ()):
+            text = self.tokenizer.decode(tokens)
+            if token in (body.get("stop_token_ids") or ()) or any(stop in text for stop in body.get("stop") or ()):
                 reason = "stop"
             elif len(tokens) == body["max_tokens"]:
                 reason = "length"
             if len(pending) == self.piece_tokens and reason is None:
                 yield _choice(pending, body["logprobs"], None)
                 pending = []
+        self._drawing.discard(threading.get_ident())  # before its reader knows
         yield _choice(pending, body["logprobs"], reason)
 
     @torch.no_grad()
     def _next_logprobs(self, ids: list[int], temperature: float) -> torch.Tensor:
         hidden = packed_hidden_states(self.model, pack_row([Document(ids, [0.0] * len(ids))]))
         return torch.log_softmax(head_logits(self.model, hidden[-1:])[0] / (temperature or 1.0), -1)
-
-    def counted(self, change: int) -> None:
-        with self._lock:
-            self._drawing += change
-            self.most_at_once = max(self.most_at_once, self._drawing)
 
     def set_paused(self, paused: bool) -> None:
         with self._lock:
@@ -148,6 +162,18 @@ def copy_of_shape(config: FalconH1Config, dtype: torch.dtype = torch.float64) ->
         for parameter in model.parameters():
             parameter.uniform_(-1e-3, 1e-3, generator=generator)
     return model
+
+
+def named_as_at_vllm(model: FalconH1ForCausalLM) -> Any:
+    """What vLLM's own model would list of its mixers: A in place of A_log, one level deeper."""
+    pairs = []
+    for name, parameter in model.named_parameters():
+        head, _, last = name.rpartition(".mamba.")
+        if last == "A_log":
+            pairs.append((f"{head}.mamba.mamba.A", -parameter.exp()))
+        elif last in ("D", "dt_bias"):
+            pairs.append((f"{head}.mamba.mamba.{last}", parameter))
+    return SimpleNamespace(named_parameters=lambda: pairs)
 
 
 def _draw(logprobs: torch.Tensor, rng: np.random.Generator) -> int:
@@ -207,6 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
             server.init_transfer(body["init_info"])
         elif path == "/update_weights":
             server.update_weights(body["update_info"])
+        elif path == "/collective_rpc":
+            assert body == {"method": METHOD}
+            return self._send(200, {"results": server.reports()})
         elif path in ("/pause", "/resume"):
             server.set_paused(path == "/pause")
         else:
@@ -215,19 +244,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _complete(self, body: dict[str, Any]) -> None:
         prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
-        self.stand_in.counted(1)
         try:
             if body.get("stream"):
                 self._stream(self.stand_in.drawn(body, prompts[0]))
             else:
                 self.stand_in.piece_tokens = 10**9  # whole answers
-                choices = [{**choice, "prompt_token_ids": p} for p in prompts for choice in self.stand_in.drawn(body, p)]
+                choices = [
+                    {**choice, "prompt_token_ids": p} for p in prompts for choice in self.stand_in.drawn(body, p)
+                ]
                 self._send(200, {"choices": choices})
         except (BrokenPipeError, ConnectionResetError):
             self.stand_in.cut_off += 1
             self.close_connection = True
-        finally:
-            self.stand_in.counted(-1)
 
     def _stream(self, choices: Iterator[dict[str, Any]]) -> None:
         self.send_response(200)
