@@ -17,7 +17,7 @@ class VLLMConfig:
 
     servers: list[str] = field(default_factory=list)  # their addresses: http://host:8000; rank i samples at server i
     start_seconds: float = 600.0  # a server has to answer within
-    silent_seconds: float = 600.0  # ... and to send more of a rollout, or to take new weights, within
+    silent_seconds: float = 3600.0  # ... and to send more of a rollout, or take new weights, within; rollouts may queue
     tensor_parallel: int = 1  # of an engine on the trainer's GPUs: consecutive ranks that share one
     memory_share: float = 0.4  # of a GPU's memory, for such an engine while it is awake
     max_sync_gap: float = 0.05  # mean |sampler - trainer| logprob after a sync; more, and the run stops

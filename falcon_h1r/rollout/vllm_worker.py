@@ -1,8 +1,8 @@
 """What vLLM's own processes are asked for: the vectors of the SSM as they hold them. Imports neither vllm nor torch.
 
 A server is started with `--worker-extension-cls falcon_h1r.rollout.vllm_worker.WeightReport` (launch/vllm_serve.sh
-does), which adds the method below to its workers, and is asked over /collective_rpc. A, D and dt_bias are few numbers (a
-layer has three for each head), reloads have lost them, and a model without its A_log can come close to one with it.
+does), which adds the method below to its workers, and is asked over /collective_rpc. A, D and dt_bias are few numbers,
+three for each head of a layer; reloads have lost them, and a model without its A_log can come close to one with it.
 """
 
 from __future__ import annotations

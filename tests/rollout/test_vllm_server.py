@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from falcon_h1r.config import Config, LoRAConfig
+from falcon_h1r.config_grpo import VLLMConfig
 from falcon_h1r.config_run import EngineConfig
 from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
@@ -210,6 +211,21 @@ def test_other_dropped_weights_are_found_by_what_they_do_to_logprobs(
     server = start_server(dropped=(dropped,))
     with pytest.raises(SamplerOutOfSync, match="its logprobs are .* from the trainer's, 1e-06 allowed .*lose others"):
         open_sampler(config_for(server), engine_of(tiny_model), tokenizer, open_link=SocketLink)
+
+
+@pytest.mark.parametrize(
+    "dropped",
+    ["mamba.A_log", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mamba.dt_bias", "conv1d.bias"))],
+)
+def test_the_default_bound_alone_would_miss_small_weights(
+    tiny_model, tokenizer, start_server, monkeypatch, dropped: str
+) -> None:
+    """Why A_log, D and dt_bias are read back."""
+    monkeypatch.setattr("falcon_h1r.rollout.vllm_weights.missing_vectors", lambda *_: [])
+    config = config_for(start_server(dropped=(dropped,)))
+    config.grpo.rollout.vllm.max_sync_gap = VLLMConfig().max_sync_gap
+    sampler: Any = open_sampler(config, engine_of(tiny_model), tokenizer, open_link=SocketLink)
+    assert 1e-3 < sampler.sync_gap < VLLMConfig().max_sync_gap
 
 
 def test_a_server_that_cannot_say_what_it_holds_is_refused(tiny_model, tokenizer, start_server) -> None:
