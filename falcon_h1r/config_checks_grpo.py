@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from falcon_h1r.config_checks_vllm import check_vllm
 from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig, RewardConfig, RolloutConfig
 from falcon_h1r.config_rules import at_least, differing, one_of
 from falcon_h1r.types import InputError
@@ -56,6 +57,7 @@ def _check_rollout(rollout: RolloutConfig) -> None:
         at_least("grpo.rollout.step_tokens", rollout.step_tokens, 1)
     if rollout.dtype is not None:
         one_of("grpo.rollout.dtype", rollout.dtype, ("float32", "bfloat16", "float64"))
+    check_vllm(rollout)
 
 
 def _check_reward(reward: RewardConfig, response_tokens: int) -> None:

@@ -13,12 +13,11 @@ from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 
 @dataclass
 class VLLMConfig:
-    """vLLM as the sampler: servers on GPUs of their own, or an engine on the trainer's."""
+    """vLLM as the sampler: servers on GPUs of their own, or an engine on the trainer's. See docs/vllm.md."""
 
     servers: list[str] = field(default_factory=list)  # their addresses: http://host:8000; rank i samples at server i
-    group_port: int = 51216  # over which the first server is sent weights; the next server has the next port
     start_seconds: float = 600.0  # a server has to answer within
-    request_seconds: float = 21_600.0  # ... and to have sampled what it was asked for within
+    silent_seconds: float = 3600.0  # ... and to send more of a rollout, or take new weights, within; rollouts may queue
     tensor_parallel: int = 1  # of an engine on the trainer's GPUs: consecutive ranks that share one
     memory_share: float = 0.4  # of a GPU's memory, for such an engine while it is awake
     max_sync_gap: float = 0.05  # mean |sampler - trainer| logprob after a sync; more, and the run stops
