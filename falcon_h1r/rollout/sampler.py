@@ -58,7 +58,11 @@ class Sampler(Protocol):
     """
 
     policy_version: int  # moves with every `load_weights`
-    free_slots: int  # rollouts that could begin at once, beside those submitted; 0 where this rank samples nothing
+
+    @property
+    def free_slots(self) -> int:
+        """Rollouts that could begin at once, beside those submitted; 0 where this rank samples nothing."""
+        ...
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:
         """Queue requests. Those of one prompt that come together share its processing."""

@@ -10,8 +10,9 @@ import torch
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
+from falcon_h1r.rollout.drawing import DrawRules, draw_tokens, truncated
 from falcon_h1r.rollout.sampler import Prompt, SamplingSettings
-from falcon_h1r.rollout.torch_sampler import TorchSampler, draw_tokens, truncated
+from falcon_h1r.rollout.torch_sampler import TorchSampler
 from falcon_h1r.types import Rollout
 
 SETTINGS = SamplingSettings(num_samples=4, max_response_tokens=24, temperature=0.8, seed=5)
@@ -96,14 +97,20 @@ def test_draws_follow_the_distribution() -> None:
     """Inverting the cumulative distribution at a fine grid gives each token its share."""
     logits = torch.log(torch.tensor([[0.5, 0.0, 0.3, 0.2]], dtype=torch.float64)).expand(10_000, 4)
     grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    tokens, logprobs = draw_tokens(logits, grid, SamplingSettings(1, 1))
+    drawn = draw_tokens(logits, grid, DrawRules.of([SamplingSettings(1, 1)] * len(grid), logits.device))
+    tokens, logprobs = drawn.tokens, drawn.logprobs
     assert torch.bincount(tokens, minlength=4).tolist() == [5000, 0, 3000, 2000]
     assert torch.allclose(logprobs.exp(), torch.tensor([0.5, 0.0, 0.3, 0.2], dtype=torch.float64)[tokens])
 
 
 def test_top_p_and_top_k_keep_the_smallest_likeliest_set() -> None:
     probabilities = torch.tensor([[0.1, 0.4, 0.3, 0.2]])
-    assert torch.equal(truncated(probabilities, 1.0, 2), torch.tensor([[0.0, 0.4, 0.3, 0.0]]))
-    assert torch.equal(truncated(probabilities, 0.65, 0), torch.tensor([[0.0, 0.4, 0.3, 0.0]]))
-    assert torch.equal(truncated(probabilities, 0.75, 0), torch.tensor([[0.0, 0.4, 0.3, 0.2]]))
-    assert torch.equal(truncated(probabilities, 0.01, 0), torch.tensor([[0.0, 0.4, 0.0, 0.0]]))
+
+    def kept(top_p: float, top_k: int) -> list[float]:
+        return truncated(probabilities, torch.tensor([top_p], dtype=torch.float64), torch.tensor([top_k]))[0].tolist()
+
+    assert kept(1.0, 2) == pytest.approx([0.0, 0.4, 0.3, 0.0])
+    assert kept(0.65, 0) == pytest.approx([0.0, 0.4, 0.3, 0.0])
+    assert kept(0.75, 0) == pytest.approx([0.0, 0.4, 0.3, 0.2])
+    assert kept(0.01, 0) == pytest.approx([0.0, 0.4, 0.0, 0.0])
+    assert kept(1.0, 0) == pytest.approx([0.1, 0.4, 0.3, 0.2])
