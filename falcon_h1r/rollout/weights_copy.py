@@ -1,8 +1,8 @@
 """A copy of the policy to sample from, in a dtype of its own, that follows the trainer's weights.
 
 It is filled from `Engine.full_weights`, one whole parameter after the other: under ZeRO-3 that gathers every weight
-once for each sync, none for a token, and what the trainer holds need not be whole while rollouts are drawn. Adapters are
-merged on the way: W + alpha / rank * B A is summed in the adapters' dtype and rounded once.
+once for each sync, none for a token, and what the trainer holds need not be whole while rollouts are drawn. Adapters
+are merged on the way: W + alpha / rank * B A is summed in the adapters' dtype and rounded once.
 """
 
 from __future__ import annotations
