@@ -1,4 +1,7 @@
-"""mamba-ssm's one-token update on CPU tensors: `python -m tests.model.interpreted_update RESULTS`; see interpreted_scan."""
+"""mamba-ssm's one-token update on CPU tensors, as in interpreted_scan.py.
+
+python -m tests.model.interpreted_update RESULTS
+"""
 
 from __future__ import annotations
 

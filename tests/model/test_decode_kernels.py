@@ -121,11 +121,8 @@ def test_a_gpu_gets_the_fused_updates_where_they_are(monkeypatch: pytest.MonkeyP
     from falcon_h1r.model.kernels import _Found
 
     for is_there in (True, False):
-        monkeypatch.setattr(
-            decode_kernels,
-            "_find",
-            lambda name, module, function, there=is_there: _Found(print if there else None, name),
-        )
+        function = print if is_there else None
+        monkeypatch.setattr(decode_kernels, "_find", lambda name, *_, found=function: _Found(found, name))
         decode_kernels.choose_decode_kernels.cache_clear()
         kernels = choose_decode_kernels("cuda", torch.bfloat16)
         if is_there:
