@@ -17,7 +17,7 @@ from falcon_h1r.distributed.engine import Engine, TorchEngine
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.fragments import MOMENTS, WEIGHT
 from falcon_h1r.distributed.world import World
-from falcon_h1r.model.decode import prefill
+from falcon_h1r.model.decode_prefill import read_row
 from falcon_h1r.model.load import load_model
 from falcon_h1r.model.precision import FULL_PRECISION
 from falcon_h1r.sft.loop import train_step
@@ -206,7 +206,7 @@ def test_bfloat16_training_moves_the_ssms_scalars_by_updates_of_1e_5(
         resumed = scalars(weights_of(engine))
         with engine.whole():
             synced = scalars({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
-            logits, _ = prefill(model, row_of(documents[0]), cache_tokens=80)
+            logits = read_row(model, [documents[0].input_ids])[0].logits
         moves = [
             (b[name] - a[name]).abs().mean().item()
             for a, b in ((started, stepped), (stepped, resumed))
