@@ -14,7 +14,7 @@ from typing import Any
 
 from falcon_h1r.config import CodeVerifierConfig, Config, LoRAConfig, ModelConfig, SFTConfig
 from falcon_h1r.config_checks_data import check_curate
-from falcon_h1r.config_checks_grpo import check_grpo, unbuilt_in_grpo, unbuilt_in_rollouts
+from falcon_h1r.config_checks_grpo import check_grpo
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, differing, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
@@ -287,10 +287,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     A setting that is silently ignored computes something else than was asked for.
     """
     found: list[str] = []
-    if stage in ("grpo", "select", "pipeline"):
-        found += unbuilt_in_rollouts(config.grpo)
-    if stage in ("grpo", "pipeline"):
-        found += unbuilt_in_grpo(config.grpo)
     if stage in ("evaluate", "pipeline"):
         found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
         found += differing("scaling", config.scaling, num_traces=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from falcon_h1r.config_checks_vllm import check_vllm
 from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig, RewardConfig, RolloutConfig
-from falcon_h1r.config_rules import at_least, differing, one_of
+from falcon_h1r.config_rules import at_least, one_of
 from falcon_h1r.types import InputError
 
 SAMPLERS = ("torch", "vllm_server", "vllm_colocate")
@@ -91,33 +91,3 @@ def check_reference(loss: GRPOLossConfig, zero_stage: int, adapter_rank: int) ->
             f"grpo.loss.kl_coefficient={loss.kl_coefficient}: every rank holds its reference model whole, which "
             "engine.zero_stage=3 is there to avoid; take stage 2, or model.lora.rank, whose reference is the base model"
         )
-
-
-# -----------------------------------------------------------------------------
-# Not built yet
-
-
-def unbuilt_in_rollouts(grpo: GRPOConfig) -> list[str]:
-    """Of what draws and judges rollouts, in RL selection as in GRPO."""
-    unjudged = [f"grpo.selection.domains={grpo.selection.domains}"] if "code" in grpo.selection.domains else []
-    return [
-        *differing("grpo.rollout", grpo.rollout, name="torch"),
-        *differing("grpo.rollout", grpo.rollout, dtype=None, stop_strings=[]),
-        *unjudged,
-    ]
-
-
-def unbuilt_in_grpo(grpo: GRPOConfig) -> list[str]:
-    return [
-        *differing(
-            "grpo.rollout", grpo.rollout, oversampling=1.0, step_tokens=None, max_partial_steps=0, overlap=False
-        ),
-        *differing("grpo", grpo, zero_variance="backfill", surplus_cache_groups=0, skip_solved_steps=0),
-        *differing("grpo", grpo, surplus_cache_refresh=False, truncated="keep"),
-        *differing("grpo", grpo, updates_per_batch=1),
-        *differing("grpo.loss", grpo.loss, kl_coefficient=0.0, entropy_coefficient=0.0),
-        *differing("grpo.loss", grpo.loss, objective="clip", advantage_scale="group"),
-        *(["grpo.loss.aggregation=constant"] if grpo.loss.aggregation == "constant" else []),
-        *differing("grpo.reward", grpo.reward, correct=1.0, language_mixing_penalty=0.0, overlong_penalty=0.0),
-        *differing("grpo.reward", grpo.reward, truncated_penalty=0.0),
-    ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_model_path, require
+from falcon_h1r.config_checks_vllm import require_servers
 from falcon_h1r.data.sources import check_benchmark, load_problems
 from falcon_h1r.entry import run_name, run_recipe
 from falcon_h1r.grpo.selection.handover import check_selected
@@ -27,6 +28,8 @@ def check(config: Config) -> None:
     require("grpo.data.path", config.grpo.data.path)
     check_selected(config.grpo)
     check_judges(config)
+    if config.grpo.rollout.name == "vllm_server":
+        require_servers(config.grpo.rollout)
     check_model_path(config.model)
     if config.dev.data.path is not None:
         check_benchmark(config.dev.data)
@@ -52,7 +55,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     from falcon_h1r.grpo.reference import Reference
     from falcon_h1r.grpo.rewards import open_scorer
     from falcon_h1r.grpo.stream import open_stream
-    from falcon_h1r.rollout.torch_sampler import TorchSampler
+    from falcon_h1r.rollout.open_sampler import open_sampler
     from falcon_h1r.training_run import CHECKPOINTS, Resumable, TrainingRun, open_tracker
 
     if config.resume and world.on_main((folder / "model").is_dir):
@@ -72,7 +75,7 @@ def grpo(config: Config, folder: Path, world: World) -> Path:
     with world.watch.long("starting the engine"):
         engine = open_engine(model, optimizer, config.grpo.num_steps, world, config.engine)
     stored = open_newest(config, "grpo", folder / CHECKPOINTS, world) if config.resume else None
-    sampler = TorchSampler(model, tokenizer, config.grpo.rollout.max_slots, watch=world.watch)
+    sampler = open_sampler(config, engine, tokenizer)
     with (
         open_tracker(config, "grpo", folder, world.is_main, run_name(config), stored) as tracker,
         open_scorer(config, tokenizer) as scorer,

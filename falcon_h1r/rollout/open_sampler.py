@@ -13,6 +13,7 @@ from falcon_h1r.config_checks_vllm import require_servers
 from falcon_h1r.config_grpo import RolloutConfig
 from falcon_h1r.data.tokenisation import stop_token_ids
 from falcon_h1r.distributed.engine import Engine
+from falcon_h1r.model.load import DTYPES
 from falcon_h1r.rollout.sampler import Sampler
 from falcon_h1r.rollout.sync_check import SyncCheck
 from falcon_h1r.rollout.torch_sampler import TorchSampler
@@ -49,8 +50,10 @@ def open_sampler(
         return _open_server_sampler(config, engine, tokenizer, on_finished, open_link)
     if rollout.name == "vllm_colocate":
         return _open_colocated_sampler(config, engine, tokenizer, on_finished, vllm)
-    sampler: Any = TorchSampler(engine.model, tokenizer, rollout.max_slots, on_finished, watch)
-    return sampler
+    dtype = DTYPES[rollout.dtype] if rollout.dtype is not None else None
+    return TorchSampler(
+        engine.model, tokenizer, rollout.max_slots, on_finished, watch, rollout.prefill_tokens, dtype
+    )
 
 
 def _open_server_sampler(

@@ -101,6 +101,11 @@ class TorchSampler:
     # The protocol
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether it samples with the trainer's own module."""
+        return not self.has_copy
+
+    @property
     def free_slots(self) -> int:
         return max(0, self.max_slots - len(self._running) - len(self._waiting))
 
