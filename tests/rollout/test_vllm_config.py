@@ -39,8 +39,8 @@ def grpo_with(name: str = "vllm_server", overlap: bool = False, **settings: Any)
 
 @pytest.mark.parametrize("name", ["torch", "vllm_server", "vllm_colocate"])
 def test_each_sampler_can_be_chosen_by_its_name(name: str) -> None:
-    assert composed(f"rollout={name}").rollout.name == name
-    assert composed("experiment=falcon_h1r_7b", f"rollout={name}").rollout.name == name  # the experiment's gives way
+    rollout = composed("experiment=falcon_h1r_7b", f"rollout={name}", ADDRESSES).rollout  # the experiment's gives way
+    assert (rollout.name, rollout.vllm.servers) == (name, ["http://a:8000", "http://b:8000"])
 
 
 def test_nothing_is_chosen_by_default() -> None:
@@ -49,12 +49,13 @@ def test_nothing_is_chosen_by_default() -> None:
 
 
 def test_servers_are_needed_by_a_run_of_the_server_sampler_only() -> None:
-    require_servers(composed("rollout=vllm_server", ADDRESSES).rollout, num_ranks=2)
-    require_servers(composed("rollout=torch").rollout)
+    two = ["http://a:8000", "http://b:8000"]
+    require_servers(grpo_with(servers=two).rollout, num_ranks=2)
+    require_servers(grpo_with("torch").rollout)
     with pytest.raises(InputError, match="grpo.rollout.vllm.servers: not set"):
-        require_servers(composed("rollout=vllm_server").rollout)
+        require_servers(grpo_with().rollout)
     with pytest.raises(InputError, match="2 of them, but 1 ranks"):
-        require_servers(composed("rollout=vllm_server", ADDRESSES).rollout, num_ranks=1)
+        require_servers(grpo_with(servers=two).rollout, num_ranks=1)
 
 
 @pytest.mark.parametrize(
