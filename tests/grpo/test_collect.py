@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from falcon_h1r.grpo.rewards import Scorer, well_formed
 from falcon_h1r.rollout.sampler import RolloutRequest
 from falcon_h1r.types import Problem, Rollout, Verdict
 from falcon_h1r.verifier import Verifier
-from tests.grpo.conftest import Line, QuickVerifier, Ranks, by_chance, chosen_uids, first_right, make_ranks
+from tests.grpo.conftest import Line, QuickVerifier, Ranks, by_chance, chosen_uids, first_right, make_ranks, stream_of
 
 BACKFILLED = GRPOConfig(problems_per_step=4, group_size=4, max_backfill_rounds=50)
 
@@ -102,6 +103,37 @@ def test_when_all_are_solved_the_one_solved_longest_ago_is_drawn_and_counted() -
         order.append(batch.drawn[0].problem_uid)
         assert batch.counts["solved_drawn_groups"] == float(step >= 3)
     assert order[3:] == order[:3]
+
+
+@given(
+    num_right=st.lists(st.integers(0, 4), min_size=3, max_size=16),
+    oversampling=st.sampled_from([1.0, 1.4, 3.0]),
+    rounds=st.integers(0, 3),
+    rule=st.sampled_from(["backfill", "reject"]),
+    meeting_tokens=st.integers(1, 30),
+)
+@settings(max_examples=50)
+def test_a_batch_is_what_drawing_one_problem_after_the_other_gives(
+    num_right: list[int], oversampling: float, rounds: int, rule: str, meeting_tokens: int
+) -> None:
+    """The twin knows no ranks, slots or meetings: it draws as many as are begun at once, then one by one."""
+    config = GRPOConfig(
+        problems_per_step=3,
+        group_size=4,
+        zero_variance=rule,
+        max_backfill_rounds=rounds,
+        rollout=RolloutConfig(oversampling=oversampling, meeting_tokens=meeting_tokens),
+    )
+    stream, drawn = stream_of(num_right), []
+    at_once = math.ceil(3 * oversampling)
+    most = at_once + 3 * rounds * (rule == "backfill")
+    while len(drawn) < most and (uid := stream.draw(drawn)) is not None:
+        drawn.append(uid)
+        if len(drawn) >= at_once and sum(0 < int(uid[0]) < 4 for uid in drawn) >= 3:
+            break
+    (batch,) = make_ranks(1, config, num_right, first_right, num_slots=7).collect()
+    assert [facts.problem_uid for facts in batch.drawn] == drawn
+    assert chosen_uids(batch) == [uid for uid in drawn if 0 < int(uid[0]) < 4][:3]
 
 
 # -----------------------------------------------------------------------------

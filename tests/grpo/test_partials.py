@@ -166,6 +166,20 @@ def test_ranks_that_come_back_from_their_rows_go_on_as_if_they_had_not_left(
     ]
 
 
+def test_what_is_carried_and_remembered_does_not_grow() -> None:
+    config = replace(CONFIG, skip_solved_steps=3, surplus_cache_refresh=True)
+    ranks = make_ranks(2, config, [0, 1, 2, 3, 4] * 20, num_slots=12)
+    most_open, sizes = 6, []
+    for _ in range(200):
+        ranks.collect()
+        ranks.sync()
+        carried = [collector.carried for collector in ranks.collectors]
+        assert sum(len(each.partials) for each in carried) <= most_open
+        assert sum(len(each.surplus) for each in carried) <= config.surplus_cache_groups
+        sizes.append(len(json.dumps(ranks.collectors[0].stream.state_dict())))
+    assert max(sizes) < 1_000
+
+
 def test_carried_groups_may_be_dealt_anew_to_other_ranks() -> None:
     config = replace(CONFIG, rollout=replace(CONFIG.rollout, meeting_tokens=16))
     ranks = make_ranks(3, config, [2] * 40, long_tailed, num_slots=8)
