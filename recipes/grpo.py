@@ -28,8 +28,7 @@ def check(config: Config) -> None:
     require("grpo.data.path", config.grpo.data.path)
     check_selected(config.grpo)
     check_judges(config)
-    if config.grpo.rollout.name == "vllm_server":
-        require_servers(config.grpo.rollout)
+    require_servers(config.grpo.rollout)
     check_model_path(config.model)
     if config.dev.data.path is not None:
         check_benchmark(config.dev.data)

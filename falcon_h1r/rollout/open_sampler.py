@@ -51,9 +51,7 @@ def open_sampler(
     if rollout.name == "vllm_colocate":
         return _open_colocated_sampler(config, engine, tokenizer, on_finished, vllm)
     dtype = DTYPES[rollout.dtype] if rollout.dtype is not None else None
-    return TorchSampler(
-        engine.model, tokenizer, rollout.max_slots, on_finished, watch, rollout.prefill_tokens, dtype
-    )
+    return TorchSampler(engine.model, tokenizer, rollout.max_slots, on_finished, watch, rollout.prefill_tokens, dtype)
 
 
 def _open_server_sampler(

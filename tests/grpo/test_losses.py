@@ -13,6 +13,7 @@ from torch import Tensor
 from falcon_h1r.config_grpo import GRPOLossConfig
 from falcon_h1r.data.packing import Document, PackedBatch, pack_row, weightless_document
 from falcon_h1r.grpo.losses import Denominators, grpo_loss, loss_denominators
+from falcon_h1r.grpo.objectives import truncated_importance
 
 PROMPT = 2
 MAX_RESPONSE = 10
@@ -174,6 +175,13 @@ def test_the_importance_weight_is_capped_counted_and_carries_no_gradient() -> No
     assert stats["importance_ratio"].item() == 2.0
     assert stats["capped"].item() == 1
     assert torch.autograd.grad(loss, policy)[0].tolist() == [0.0, 0.0, -2.0]
+
+
+def test_an_importance_weight_is_a_constant_whatever_it_is_made_from() -> None:
+    gap = torch.tensor([0.0, 5.0, -1.0], requires_grad=True)
+    weights = truncated_importance(gap, cap=2.0)
+    assert weights.tolist() == pytest.approx([1.0, 2.0, math.exp(-1)])
+    assert not weights.requires_grad
 
 
 @pytest.mark.parametrize("unknown", [math.nan, -math.inf, math.inf])

@@ -1,8 +1,7 @@
 """TRL 1.16's GRPOTrainer as oracle: the same rollouts, the same loss and gradients; and where it errs, by how much.
 
 TRL's model runs in float64 but for what transformers casts down: the scan, softmax and norms, which leave 4e-7 to 7e-7
-of a gradient. So there are two comparisons: of everything, to 1e-6; and of TRL's loss alone, on given logprobs, to
-1e-12.
+of a gradient. So there are two comparisons: of everything, to 1e-6; of TRL's loss alone, on given logprobs, to 1e-12.
 """
 
 from __future__ import annotations
