@@ -18,7 +18,7 @@ from falcon_h1r.config_checks_grpo import check_grpo
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, differing, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
-from falcon_h1r.config_selection import check_selection
+from falcon_h1r.config_selection import asks_for_selection, check_selection
 from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
 from falcon_h1r.types import ANSWER_FALLBACKS, InputError
 
@@ -287,6 +287,8 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     A setting that is silently ignored computes something else than was asked for.
     """
     found: list[str] = []
+    if stage == "select" or (stage == "pipeline" and asks_for_selection(config.grpo.selection)):
+        found += differing("grpo.rollout", config.grpo.rollout, name="torch")  # which selection samples with
     if stage in ("evaluate", "pipeline"):
         found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
         found += differing("scaling", config.scaling, num_traces=0)

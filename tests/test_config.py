@@ -270,18 +270,15 @@ def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: s
 def test_settings_that_nothing_acts_on_are_refused_by_a_run_and_pass_a_dry_one() -> None:
     config = composed("grpo.rollout.name=vllm_server")
     with pytest.raises(InputError, match="not acted on by this version .*: grpo.rollout.name=vllm_server"):
-        entry._refuse_unbuilt(config, "grpo")
-    entry._refuse_unbuilt(composed("grpo.rollout.name=vllm_server", "dry_run=true"), "grpo")
-    entry._refuse_unbuilt(config, "sft")  # which draws no rollouts
+        entry._refuse_unbuilt(config, "select")
+    entry._refuse_unbuilt(composed("grpo.rollout.name=vllm_server", "dry_run=true"), "select")
+    entry._refuse_unbuilt(config, "pipeline")  # in which nothing is selected
+    entry._refuse_unbuilt(config, "grpo")
 
 
-def test_a_selection_is_built_but_for_programs_which_no_reward_runs() -> None:
-    config = composed("experiment=falcon_h1r_7b", "grpo.rollout.name=torch")
-    assert not_built_yet(config, "select") == []
-    assert not any("selection" in key for stage in STAGES for key in not_built_yet(config, stage))
-    config = composed("grpo.selection.domains=[math,code]")
-    for stage in ("select", "grpo", "pipeline"):
-        assert any(key.startswith("grpo.selection.domains") for key in not_built_yet(config, stage))
+def test_all_of_grpo_is_built() -> None:
+    for experiment in ("falcon_h1r_7b", "falcon_h1r_7b_8xh100", "falcon_h1_0_5b"):
+        assert not_built_yet(composed(f"experiment={experiment}"), "grpo") == []
 
 
 def test_several_nodes_need_a_launcher() -> None:

@@ -207,7 +207,6 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "128 problems x 16 = 2,048 a step",
         "published 88.1, with 512 traces 96.7",
         "sequence parallel 2",
-        "grpo.rollout.name=vllm_server",
         "scaling.num_traces=512",
     ):
         assert figure in text, figure

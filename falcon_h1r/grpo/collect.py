@@ -39,7 +39,7 @@ class GroupBatch:
     own_samples: list[RolloutGroup]  # of the first that were drawn, for people to read: those this rank holds
     own_sums: dict[str, float]  # for the log, to be added over ranks
     own_seconds: dict[str, float]  # by phase
-    thinking_opened: bool  # by the prompt: of the samples
+    thinking_opened: bool = False  # by the prompt: of the samples
 
     @property
     def rewards(self) -> list[list[float]]:

@@ -45,7 +45,7 @@ def is_learnt_from(response_tokens: int, stop_reason: str, config: GRPOConfig) -
     """Whether a rollout has a part in the loss. All have one in their group's mean.
 
     Nothing can be learnt from an empty response. With `truncated: mask` those that the limit cut off have no part
-    either: they neither add to the loss nor to what it is divided by (DAPO's overlong filtering, arXiv 2503.14476).
+    either (DAPO's overlong filtering, arXiv 2503.14476). Both still count among the batch's rollouts.
     """
     return response_tokens > 0 and not (config.truncated == "mask" and stop_reason == "length")
 
@@ -99,7 +99,7 @@ def documents_of(credited: Iterable[CreditedRollout | None]) -> list[Document]:
 
 def _advantages(rewards: Tensor, batch_rewards: Tensor, config: GRPOConfig) -> Tensor:
     """(P, G) of these groups, given all groups' rewards for a scale that is the batch's."""
-    return normalise_within_group(rewards)
+    return normalise_within_group(rewards, config.loss.advantage_scale, batch_rewards)
 
 
 def _token_weight(length: int, config: GRPOConfig) -> float:

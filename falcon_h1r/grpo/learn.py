@@ -38,17 +38,22 @@ class Learner:
             self.engine.skip_step()
         return {}
 
-    def update(self, rows: Sequence[PackedBatch]) -> dict[str, float]:
+    def update(self, rows: Sequence[PackedBatch], num_left_out: int = 0) -> dict[str, float]:
         """One batch: this rank's rows, of which all ranks have as many. Returns metrics, the same on every rank.
 
         Averages are over the batch's updates, `learning_rate` is the last one's. A run that is told to stop does so
         before the first update; a batch that was begun is learnt from to its end, for its rollouts are not saved.
 
+        Args:
+            num_left_out: rollouts of the batch, over all ranks, that are in no row because they carry no loss. They
+                count among its rollouts all the same.
+
         Raises:
             StopRequested: on every rank, with gradients to discard.
         """
         engine, world = self.engine, self.engine.world
-        denominators = Denominators(*world.sum_over_data(loss_denominators(rows)))  # before the first backward
+        rollouts, tokens, positive_tokens = world.sum_over_data(loss_denominators(rows))  # before the first backward
+        denominators = Denominators(rollouts + num_left_out, tokens, positive_tokens)
         if denominators.tokens == 0:  # all masked: a gradient of zero would still decay weights and move by momentum
             self.skip()
             return {"tokens": 0.0}

@@ -59,7 +59,7 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
     with clock.phase("exchange"):
         dealt = redistribute(batch, stream, config, world)  # their credit, packed for the rank that learns from it
     with clock.phase("training"):
-        learnt = learner.update(dealt.rows) if dealt.rows else learner.skip()
+        learnt = learner.update(dealt.rows, dealt.num_left_out) if dealt.rows else learner.skip()
     with clock.phase("sync"):
         if dealt.rows:
             batches.sync()

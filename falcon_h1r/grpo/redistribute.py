@@ -29,6 +29,7 @@ class DealtDocuments:
     plan: list[list[int]]  # documents by row, in the order dealt to data ranks
     own: dict[int, Document]  # by index: those of this rank's rows
     rows: list[PackedBatch]  # this rank's; all ranks have as many, none where there is nothing to learn from
+    num_left_out: int = 0  # chosen rollouts, over all ranks, without a loss and so without a document
 
 
 def redistribute(batch: GroupBatch, stream: ProblemStream, config: GRPOConfig, world: World) -> DealtDocuments:
@@ -52,7 +53,8 @@ def redistribute(batch: GroupBatch, stream: ProblemStream, config: GRPOConfig, w
         pack_row_evenly([own[index] for index in sorted(row)], world.sequence.size, model)
         for row in plan[world.data_rank :: world.data_size]
     ]
-    return DealtDocuments(plan, own, rows)
+    num_chosen = sum(len(each.facts.rollouts) for each in batch.chosen)
+    return DealtDocuments(plan, own, rows, num_chosen - len(lengths))
 
 
 def gather_documents(dealt: DealtDocuments, world: World) -> list[Document]:

@@ -270,9 +270,9 @@ def test_empty_responses_are_credited_counted_and_not_learnt_from() -> None:
 
 
 @pytest.mark.parametrize(("sent", "stage"), [(signal.SIGKILL, "worker"), (signal.SIGSTOP, "deadline")])
-def test_a_verifier_that_is_killed_or_hangs_and_a_gold_that_is_none_cost_no_step(sent: int, stage: str) -> None:
+def test_a_verifier_that_is_killed_or_hangs_costs_no_step(sent: int, stage: str) -> None:
     class Unlucky:
-        """Of four answers, the third needs a worker that has been killed or stopped; the fourth gold is none."""
+        """Of four answers, the third needs a worker that has been killed or stopped."""
 
         def __init__(self, verifier: Verifier) -> None:
             self.verifier, self.count = verifier, 0
@@ -283,14 +283,14 @@ def test_a_verifier_that_is_killed_or_hangs_and_a_gold_that_is_none_cost_no_step
                 (pid,) = self.verifier._pool.process_ids()
                 os.kill(pid, sent)
                 return self.verifier.submit(r"</think>\boxed{\sqrt{8}+1}", r"2\sqrt{2}+1")
-            return self.verifier.submit(prediction, r"\frac{1}{" if self.count == 4 else gold)
+            return self.verifier.submit(prediction, gold)
 
     config = GRPOConfig(problems_per_step=1, group_size=4)
     with Verifier(after_think=True) as verifier:
         verifier.start()
         (batch,) = make_ranks(1, config, [1, 1], first_right, verifier=Unlucky(verifier)).collect()
     statuses = [rollout.status for rollout in batch.drawn[0].rollouts]
-    assert statuses == ["correct", "wrong", "undecided", "unverifiable_gold"]
+    assert statuses == ["correct", "wrong", "undecided", "wrong"]
     (group,) = batch.own_groups.values()
     assert group.verdicts[2].stage == stage
     assert len(batch.chosen) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 from typing import Any
@@ -12,16 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig
-from falcon_h1r.config_stage import LimitsConfig
+from falcon_h1r.config_stage import LimitsConfig, OptimizerConfig
+from falcon_h1r.data.packing import Document, pack_row
+from falcon_h1r.distributed.engine import TorchEngine
+from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.carried import PartialGroup
 from falcon_h1r.grpo.collect import GroupBatch
 from falcon_h1r.grpo.documents import rollout_documents
+from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.ledger import Scored
 from falcon_h1r.grpo.metrics import group_facts
 from falcon_h1r.grpo.redistribute import DealtDocuments, gather_documents, redistribute
 from falcon_h1r.types import Rollout, RolloutGroup, StopReason, Verdict
 from tests.grpo.conftest import in_threads, stream_of
 
+ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = GRPOConfig(group_size=3, limits=LimitsConfig(prompt_tokens=3, response_tokens=20, row_tokens=32))
 
 
@@ -167,3 +173,25 @@ def test_masked_and_empty_rollouts_have_a_part_in_the_mean_and_none_in_the_loss(
 def test_partial_groups_count_what_goes_on() -> None:
     rollout = Rollout("a", 0, [1], [2, 3], [-1.0, -1.0], "abort", 0, "")
     assert PartialGroup(0, 1, (rollout, replace(rollout, stop_reason="stop"))).num_unfinished == 1
+
+
+def test_rollouts_without_a_loss_still_count_among_the_batchs(tiny_model) -> None:
+    """A batch of truncated rollouts makes a small step, not a few rollouts a large one; so it does in TRL."""
+    rollouts = [[1, 2], [3]]
+    documents = [
+        Document(
+            [7, *ids],
+            [0.0] + [1.0 / len(ids)] * len(ids),
+            [0.0] + [1.0] * len(ids),
+            [0.0] * (1 + len(ids)),
+            [0.0] + [-6.0] * len(ids),
+            uid=str(index),
+        )
+        for index, ids in enumerate(rollouts)
+    ]
+
+    def norm(num_left_out: int) -> float:
+        engine = TorchEngine(copy.deepcopy(tiny_model), OptimizerConfig(clip_grad_norm=0.0), 1, ALONE)
+        return Learner(engine, CONFIG).update([pack_row(documents)], num_left_out)["grad_norm"]
+
+    assert norm(2) == pytest.approx(norm(0) / 2, rel=1e-6)

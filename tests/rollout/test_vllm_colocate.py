@@ -18,7 +18,7 @@ import torch
 from falcon_h1r.config import Config
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.watch import StopRequested
-from falcon_h1r.model.decode import head_logits
+from falcon_h1r.model.decode_weights import head_logits
 from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.rollout.open_sampler import open_sampler
 from falcon_h1r.rollout.sampler import SamplingSettings, requests_for

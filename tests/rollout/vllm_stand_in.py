@@ -23,7 +23,7 @@ import torch
 from transformers import FalconH1Config, FalconH1ForCausalLM
 
 from falcon_h1r.data.packing import Document, pack_row
-from falcon_h1r.model.decode import head_logits
+from falcon_h1r.model.decode_weights import head_logits
 from falcon_h1r.model.hybrid import packed_hidden_states
 from falcon_h1r.rollout.vllm_worker import METHOD, held_vectors
 from tests.rollout.stand_in_nccl import WorkerLink
