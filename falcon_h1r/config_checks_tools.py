@@ -30,6 +30,11 @@ def check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
     for key in ("scan_lengths", "scan_alone_lengths", "model_documents", "train_row_documents", "peer_chunk_sizes"):
         for number in getattr(benchmark, key):
             at_least(f"benchmark.{key}", number, 1 if key == "train_row_documents" else 2)
+    for key in ("rollout_prompt_tokens", "rollout_response_tokens"):
+        if len(bounds := getattr(benchmark, key)) != 2 or not 1 <= bounds[0] <= bounds[1]:
+            raise InputError(f"benchmark.{key}={bounds}: has to be the least and the most, from 1 up")
+    for key in ("rollout_prompts", "rollout_samples"):
+        at_least(f"benchmark.{key}", getattr(benchmark, key), 1)
     for length in benchmark.row_lengths:
         at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
 

@@ -52,6 +52,15 @@ class BenchmarkSuiteConfig:
     checkpoint_steps: int = 12  # between two saves
     checkpoint_row_tokens: int = 512  # a step's one row
 
+    # Of rollouts; random weights of model.architecture, `repeats` rounds. Lengths lie evenly between two bounds.
+    rollout_models: dict[str, Any] = field(default_factory=dict)  # name: changes of the architecture
+    rollout_prompts: int = 64
+    rollout_samples: int = 8  # of each prompt
+    rollout_prompt_tokens: list[int] = field(default_factory=lambda: [24, 96])
+    rollout_response_tokens: list[int] = field(default_factory=lambda: [16, 512])
+    rollout_slots: list[int] = field(default_factory=lambda: [256, 512])  # of our sampler, each measured
+    rollout_batches: list[int] = field(default_factory=lambda: [64, 128, 512])  # of generate; empty: it is left out
+
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])
     num_layers: Optional[int] = None  # fewer layers than the architecture's, to fit; said so on the page

@@ -10,12 +10,14 @@
     python recipes/benchmark.py suite=checkpoint
     python recipes/benchmark.py suite=curation
     python recipes/benchmark.py suite=packing
+    python recipes/benchmark.py suite=rollouts
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
 transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
 labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
 layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. Then come what saving costs, what
-curation takes and survives, and how full rows and how even ranks are over an epoch of the recipe's size.
+curation takes and survives, how full rows and how even ranks are over an epoch of the recipe's size, and how fast
+rollouts are drawn beside transformers' generate (suite=rollouts_gpu: the 7B on a GPU).
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
     from falcon_h1r.benchmark.grpo_step import run_grpo_step_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
     from falcon_h1r.benchmark.packing import run_packing_suite
+    from falcon_h1r.benchmark.rollouts import run_rollouts_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
     from falcon_h1r.evaluation.pooled import pooled_page
@@ -86,6 +89,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_layouts_suite(config, folder)
     elif config.benchmark.kind == "packing":
         run_packing_suite(config, folder)
+    elif config.benchmark.kind == "rollouts":
+        run_rollouts_suite(config, folder, world)
     elif config.benchmark.kind == "plan":
         run_plan_suite(config, folder, world.device)
     else:

@@ -13,4 +13,5 @@ LONG_ROW_TOKENS = 49_152
 TRAIN_ROW_GIB = 8.0  # the process, from there on
 LOSS_GIB = 1.5  # beyond inputs and weights, from there on
 CHECKPOINT_SHARE = 0.05  # of the time between two saves, held up by an asynchronous one
+ROLLOUT_SPEED = 4.0  # times transformers' generate on ragged lengths
 CURATION_MEMORY_GIB = 1.5  # all processes of a curation, whatever the corpus
