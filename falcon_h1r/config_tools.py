@@ -33,6 +33,7 @@ class BenchmarkSuiteConfig:
     folder: str = "runs/ablations"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     ablations: list[str] = field(default_factory=list)  # names of configs/ablation; base is always among them
+    overrides: list[str] = field(default_factory=list)  # of every run: key=value
 
     # Of plan: training steps whose peak memory is measured; name: fields of falcon_h1r.planning.measure.MeasuredRun.
     # Of its also: max_seconds (of one of them), num_layers, vocab_size.

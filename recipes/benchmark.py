@@ -64,6 +64,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
     from falcon_h1r.benchmark.curation import run_curation_suite
     from falcon_h1r.benchmark.grpo_step import run_grpo_step_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
+    from falcon_h1r.benchmark.long_tail import run_long_tail_suite
     from falcon_h1r.benchmark.packing import run_packing_suite
     from falcon_h1r.benchmark.rollouts import run_rollouts_suite
     from falcon_h1r.benchmark.suite import run_suite
@@ -83,6 +84,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_curation_suite(config, folder)
     elif config.benchmark.kind == "ablations":
         run_ablations_suite(config, folder)
+    elif config.benchmark.kind == "long_tail":
+        run_long_tail_suite(config, folder, world)
     elif config.benchmark.kind == "grpo_step":
         run_grpo_step_suite(config, folder, world)
     elif config.benchmark.kind == "distributed":

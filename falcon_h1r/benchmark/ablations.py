@@ -53,17 +53,19 @@ def run_ablations_suite(config: Config, folder: Path) -> None:
         tracker.progress(len(settings.seeds) * (2 * len(names) + 1), "ablations", "runs") as progress,
     ):
         for seed in settings.seeds:
-            for command, done in commands(root, seed, settings.experiment, names):
+            common = [f"experiment={settings.experiment}", f"seed={seed}", "resume=true", *settings.overrides]
+            for command, done in commands(root, seed, common, names):
                 if not done.exists():
                     start(command)
                 progress.advance(len(names) if "--multirun" in command else 1)
     models = {(name, seed): read_model(root, name, seed) for name in [BASE, *names] for seed in settings.seeds}
-    Path(settings.page).write_text(render(models, settings.seeds, settings.experiment))
+    changed = " ".join([f"experiment={settings.experiment}", *settings.overrides])
+    Path(settings.page).write_text(render(models, settings.seeds, changed))
 
 
-def commands(root: Path, seed: int, experiment: str, names: Sequence[str]) -> Iterator[tuple[list[str], Path]]:
+def commands(root: Path, seed: int, common: Sequence[str], names: Sequence[str]) -> Iterator[tuple[list[str], Path]]:
     """Command lines in their order, each with the file or folder that is there once it has ended."""
-    pipeline, common = root / f"seed_{seed}", [f"experiment={experiment}", f"seed={seed}", "resume=true"]
+    pipeline = root / f"seed_{seed}"
     yield ["pipeline.py", *common, f"run_dir={pipeline}"], pipeline / "summary.json"
     grpo = root / f"seed_{seed}_grpo"
     data = [f"{stage}.data={{path: {pipeline / 'curate' / split}.jsonl, curated: true}}" for stage, split in SPLITS]
@@ -101,14 +103,18 @@ def read_model(root: Path, name: str, seed: int) -> TrainedModel:
 # The page
 
 
-def render(models: dict[tuple[str, int], TrainedModel], seeds: Sequence[int], experiment: str) -> str:
-    """Markdown."""
+def render(models: dict[tuple[str, int], TrainedModel], seeds: Sequence[int], setting: str) -> str:
+    """Markdown.
+
+    Args:
+        setting: the overrides of every run.
+    """
     versions = environment_versions()
     known = {name for name, _ in models}
     lines = [
         "# GRPO with one thing changed",
         "",
-        f"`experiment={experiment}`, seeds {', '.join(map(str, seeds))}; all settings of a seed start from its cold "
+        f"`{setting}`, seeds {', '.join(map(str, seeds))}; all settings of a seed start from its cold "
         "start. Accuracies on held-out problems, over all seeds, with 95% intervals (bootstrap over problems); below "
         "each setting, its difference to the experiment as it is (base), paired by problem and seed. These intervals "
         "speak of new problems for these models; what training anew would change, the seeds' own values show.",

@@ -16,8 +16,10 @@ def test_every_setting_of_the_page_is_a_file_that_can_be_swept_over() -> None:
 
 
 def test_a_seed_is_a_pipeline_a_sweep_from_its_cold_start_and_an_evaluation_of_each() -> None:
-    (pipeline, done), (sweep, _), *evaluations = commands(Path("runs/a"), 1, "quickstart", ["reject", "group_4"])
-    assert pipeline == ["pipeline.py", "experiment=quickstart", "seed=1", "resume=true", "run_dir=runs/a/seed_1"]
+    (pipeline, done), (sweep, _), *evaluations = commands(
+        Path("runs/a"), 1, ["seed=1", "resume=true"], ["reject", "group_4"]
+    )
+    assert pipeline == ["pipeline.py", "seed=1", "resume=true", "run_dir=runs/a/seed_1"]
     assert done == Path("runs/a/seed_1/summary.json")
     runs = plan_sweep(sweep[1:])
     assert [run.name for run in runs] == ["ablation=reject", "ablation=group_4"]
@@ -46,7 +48,7 @@ def test_differences_are_taken_to_the_base_of_the_same_seed() -> None:
         return TrainedModel(rows, [{**step, "sampled_tokens": 1e6, "sampling_seconds": 2.0, "training_seconds": 1.0}])
 
     models = {(BASE, 0): trained(2), (BASE, 1): trained(4), ("reject", 0): trained(3), ("reject", 1): trained(5)}
-    page = render(models, [0, 1], "quickstart")
+    page = render(models, [0, 1], "experiment=quickstart")
     assert "## Groups without contrast" in page and "## Temperature" not in page
     (difference,) = [line for line in page.splitlines() if line.startswith("| reject - base")]
     assert difference.count("+10.0 (") == 4
