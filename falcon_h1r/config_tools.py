@@ -60,6 +60,7 @@ class BenchmarkSuiteConfig:
     rollout_prompt_tokens: list[int] = field(default_factory=lambda: [24, 96])
     rollout_response_tokens: list[int] = field(default_factory=lambda: [16, 512])
     rollout_slots: list[int] = field(default_factory=lambda: [256, 512])  # of our sampler, each measured
+    rollout_graphs: bool = False  # our decode steps as CUDA graphs
     rollout_batches: list[int] = field(default_factory=lambda: [64, 128, 512])  # of generate; empty: it is left out
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.

@@ -105,7 +105,7 @@ def measure_model(
         result.bounds = {each.name: bandwidth_bound(model, requests, each.size, bandwidth) for each in result.ours}
     for round_index in range(settings.repeats):
         for ours in result.ours:
-            sample_ours(ours, model, tokenizer, requests, ours.size, device)
+            sample_ours(ours, model, tokenizer, requests, settings.rollout_graphs, device)
         for theirs in result.theirs if round_index == 0 else result.theirs[:1]:
             sample_theirs(theirs, model, requests, theirs.size, device)
         if round_index == 0:
@@ -190,12 +190,13 @@ def sample_ours(
     model: FalconH1ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     requests: list[RolloutRequest],
-    slots: int,
+    use_graphs: bool,
     device: torch.device,
 ) -> None:
     """One round. A GPU is not waited for between phases: what it has not done yet counts to the one that waits."""
     clock = clock_of(device)
-    sampler = TimedSampler(model, tokenizer, slots, clock=time.perf_counter if device.type == "cuda" else clock)
+    phase_clock = time.perf_counter if device.type == "cuda" else clock
+    sampler = TimedSampler(model, tokenizer, sampled.size, use_graphs=use_graphs, clock=phase_clock)
     started = clock()
     sampler.submit(requests)
     rollouts = sampler.advance(1 << 30)

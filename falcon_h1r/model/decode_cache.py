@@ -148,6 +148,7 @@ class SlotCache:
             for tensor in self._by_slot(longest):
                 tensor[target] = tensor[source]
             self.host_lengths[to] = self.host_lengths[origin]
+        self.lengths[left : self.num_slots] = 0  # a step that is rounded up reads and writes them, too
         self.num_slots = left
         return to, origin
 

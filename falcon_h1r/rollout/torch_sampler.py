@@ -23,6 +23,7 @@ from falcon_h1r.data.tokenisation import stop_token_ids
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.model.decode import decode_step
 from falcon_h1r.model.decode_cache import DocumentState, SlotCache
+from falcon_h1r.model.decode_graphs import DecodeGraphs
 from falcon_h1r.model.decode_prefill import read_documents
 from falcon_h1r.model.decode_weights import DecodeWeights, decode_weights
 from falcon_h1r.rollout.drawing import Drawn, DrawRules, draw_tokens
@@ -58,6 +59,7 @@ class TorchSampler:
         watch: Watch | None = None,
         prefill_tokens: int = 8192,
         dtype: torch.dtype | None = None,
+        use_graphs: bool = False,
     ) -> None:
         """
         Args:
@@ -67,6 +69,8 @@ class TorchSampler:
             prefill_tokens: of prompts read at once; a longer prompt is read in chunks of so many.
             dtype: of a copy of the weights to sample from. None: the model itself, which has to be whole while
                 rollouts are drawn, as `Engine.whole` makes it.
+            use_graphs: record decode steps as CUDA graphs (falcon_h1r.model.decode_graphs); the caches are then kept
+                between calls.
         """
         self.tokenizer, self.max_slots, self.prefill_tokens = tokenizer, max_slots, prefill_tokens
         self.on_finished, self.watch = on_finished, watch or Watch()
@@ -82,6 +86,8 @@ class TorchSampler:
         self._running = Running(tokenizer, stop_ids, model.config.vocab_size)
         self._burst_steps = BURST_STEPS.get(model.device.type, 1)
         self._num_submitted = self._num_groups = 0
+        self.use_graphs = use_graphs
+        self._graphs: DecodeGraphs | None = None
         self._weights: DecodeWeights | None = None
         self._forget()
 
@@ -235,7 +241,11 @@ class TorchSampler:
 
     def _step(self, newest: Tensor) -> Tensor:
         assert self._weights is not None and self._cache is not None
-        return decode_step(self._weights, self._cache, newest)
+        if not self.use_graphs:
+            return decode_step(self._weights, self._cache, newest)
+        if self._graphs is None or self._graphs.cache is not self._cache:
+            self._graphs = DecodeGraphs(self._weights, self._cache)
+        return self._graphs.step(newest)
 
     def _admit(self) -> None:
         """Read waiting requests' documents into free slots, once a group, and fork their states."""
@@ -243,7 +253,8 @@ class TorchSampler:
         if not self._waiting or free == 0 or (self._running.slots and free < min(len(self._waiting), self._quantum)):
             return
         if self._cache is None:
-            self._cache = SlotCache(self.model, min(self.max_slots, len(self._waiting)), self.model.device)
+            num_slots = self.max_slots if self.use_graphs else min(self.max_slots, len(self._waiting))
+            self._cache = SlotCache(self.model, num_slots, self.model.device)
         admitted: list[list[Begun]] = []
         num_tokens = 0
         while self._waiting and free:
@@ -351,7 +362,9 @@ class TorchSampler:
     def _rest_if_idle(self) -> None:
         """Give the caches' memory back while nothing runs: the trainer has use for it."""
         if not self._running.slots:
-            self._cache, self._logits, self._newest, self._rules = None, None, None, None
+            self._logits, self._newest, self._rules = None, None, None
+            if not self.use_graphs:
+                self._cache = None
             self._running.clear()
             if not self._waiting:
                 self._shared = None

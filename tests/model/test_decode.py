@@ -195,3 +195,49 @@ def test_a_state_of_its_own_keeps_no_row_alive(tiny_model) -> None:
         first, _ = read_row(tiny_model, random_ids([3, 500]))
     own: DocumentState = first.own()
     assert own.keys[0].untyped_storage().nbytes() == own.keys[0].nbytes < first.keys[0].untyped_storage().nbytes()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_rounded_up_to_recorded_shapes_change_nothing(
+    tiny_model, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a graph would play, played by hand into one buffer, with slots that leave and join between."""
+    from falcon_h1r.model import decode_graphs
+
+    monkeypatch.setattr(decode_graphs, "BLOCK_ENTRIES", 4)
+    played: list[tuple[int, ...]] = []
+
+    def record(step: decode_graphs.Step) -> decode_graphs.Step:
+        buffer: list[Tensor] = []
+
+        def play() -> Tensor:
+            logits = step()
+            played.append(tuple(logits.shape))
+            buffer[:] = buffer or [torch.empty_like(logits)]
+            return buffer[0].copy_(logits)
+
+        return play
+
+    documents = random_ids([5, 1, 17])
+    cache, weights = opened(tiny_model, documents, max_slots=6), kind(tiny_model)
+    graphs = decode_graphs.DecodeGraphs(weights, cache, record)
+    for step in range(14):
+        if step == 5:
+            cache.release([0])
+            documents = [documents[2], documents[1]]
+        if step == 9:
+            (new,) = random_ids([8])
+            cache.admit(read_row(tiny_model, [new])[0], 2)
+            documents += [list(new), list(new)]
+        if step == 11:
+            for parameter in tiny_model.parameters():
+                parameter.mul_(1.0)
+            weights.refresh()
+        drawn = [(5 * step + slot) % 300 for slot in range(len(documents))]
+        documents = [[*document, token] for document, token in zip(documents, drawn, strict=True)]
+        logits = graphs.step(torch.tensor(drawn))
+        expected = torch.stack([literal_logits(tiny_model, document) for document in documents])
+        assert logits.shape == expected.shape and (logits - expected).abs().max() < 1e-10
+    assert len(played) > 3 and {shape[0] for shape in played} <= {2, 4}
+    assert graphs.shape_of(3, 9) == (4, 16) and graphs.shape_of(5, 1) == (6, 4)
