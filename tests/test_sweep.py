@@ -57,6 +57,7 @@ def test_what_is_no_sweep_is_refused(arguments: list[str], message: str) -> None
         plan_sweep(arguments)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_at_the_first_run_that_fails_and_names_it(tmp_path: Path) -> None:
     swept = ["-m", "plan.decode_utilisation=0.4,0", "model=tiny", f"run_dir={tmp_path}"]
     command = [sys.executable, "recipes/plan.py", *swept]

@@ -119,6 +119,7 @@ def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert torch.equal(found["weights"], expected["weights"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_abandoned_goes_on_with_what_it_carried(tiny_model, tmp_path: Path) -> None:
     once = train(ALONE, tmp_path / "once", tiny_model)
     for name in ("carried_rollouts", "cache_used_groups", "cache_groups", "solved_problems"):
@@ -162,6 +163,7 @@ def test_a_stop_in_the_midst_of_sampling_leaves_no_trace(tiny_model, tmp_path: P
     assert first["carried"] != second["carried"]  # each its own
 
 
+@pytest.mark.slow
 def test_other_ranks_share_what_was_carried(tiny_model, tmp_path: Path, run_on_ranks) -> None:
     def interrupted(world: World) -> None:
         with pytest.raises(Abandoned):

@@ -442,6 +442,7 @@ def test_shared_weights_are_read_anew_by_every_generate(tiny_model, tokenizer) -
         assert (torch.tensor(rollout.sampler_logprobs, dtype=torch.float64) - expected).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_between_calls(tiny_model, tokenizer) -> None:
     sampler = TorchSampler(tiny_model, tokenizer, max_slots=6)
 

@@ -93,6 +93,7 @@ def test_a_weight_that_does_not_come_is_an_error(tiny_model, dropped: str) -> No
         fill(empty_copy(tiny_model, torch.float32), [("other", torch.zeros(2))], tiny_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_under_zero_3_the_weights_are_gathered_for_the_sync_alone(
     tiny_model, tokenizer, random_documents, run_on_ranks: Callable[[int, Callable[[World], Any]], list[Any]], num_ranks
