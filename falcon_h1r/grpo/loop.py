@@ -1,4 +1,4 @@
-"""GRPO: sample -> verify -> credit -> pack -> learn -> sync, on packed rows, with KL 0 and no reference model."""
+"""GRPO: sample -> verify -> credit -> exchange -> learn -> sync, on packed rows."""
 
 from __future__ import annotations
 
