@@ -66,7 +66,8 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
     told = world.gather(_own_part(batch, clock, version, engine.steps_done))
     metrics = _step_metrics(batch, told, clock) | learnt
     if "tokens" in metrics:
-        metrics["training_tokens_per_second"] = metrics["tokens"] / metrics["training_seconds"]
+        learnt_tokens = metrics["tokens"] * config.updates_per_batch
+        metrics["training_tokens_per_second"] = learnt_tokens / metrics["training_seconds"]
     return StepReport(metrics, [row for own in told for row in own.samples], dealt)
 
 

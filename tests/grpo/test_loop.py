@@ -132,6 +132,16 @@ def test_a_policy_that_has_not_learnt_is_no_newer_one(tiny_model) -> None:
     assert policy_version(engine, 2) == 2
 
 
+def test_tokens_that_are_learnt_from_twice_count_twice_for_the_speed(tiny_model) -> None:
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
+    config = GRPOConfig(problems_per_step=1, group_size=4, updates_per_batch=2)
+    ((report,), _) = taking_steps(engine, config, num_problems=4, num_steps=1)
+    metrics = report.metrics
+    learnt_tokens = metrics["training_tokens_per_second"] * metrics["training_seconds"]
+    assert metrics["tokens"] == 2 * (len(RIGHT) + len(WRONG))
+    assert learnt_tokens == pytest.approx(2 * metrics["tokens"])
+
+
 def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:
     engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
     before = torch.cat([p.detach().flatten() for p in engine.parameters])
