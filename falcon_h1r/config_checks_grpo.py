@@ -58,6 +58,8 @@ def _check_rollout(rollout: RolloutConfig) -> None:
         at_least("grpo.rollout.step_tokens", rollout.step_tokens, 1)
     if rollout.dtype is not None:
         one_of("grpo.rollout.dtype", rollout.dtype, ("float32", "bfloat16", "float64"))
+    if "" in rollout.stop_strings:
+        raise InputError("grpo.rollout.stop_strings: one is empty, which every response ends in")
     if rollout.overlap and rollout.name == "torch" and rollout.dtype is None:
         raise InputError(
             "grpo.rollout.overlap=true: the sampler would draw with the weights that are being trained; set "

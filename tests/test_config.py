@@ -261,6 +261,7 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("grpo.selection.drop_consistent_wrong=1", "grpo.selection.drop_consistent_wrong=1"),
         ("grpo.selection.keep_unsolved_share=2", "grpo.selection.keep_unsolved_share=2.0"),
         ("verifier.code.sandbox_url=localhost", "verifier.code.sandbox_url=localhost"),
+        ("grpo.rollout.stop_strings=['end','']", "grpo.rollout.stop_strings: one is empty"),
         ("grpo.rollout.overlap=true", "grpo.rollout.overlap=true: the sampler would draw with the weights"),
         ("grpo.rollout.max_partial_steps=2", "grpo.rollout.max_partial_steps=2: a step that begins no more groups"),
         ("grpo.surplus_cache_groups=4", "grpo.surplus_cache_groups=4: a step that begins no more groups"),
