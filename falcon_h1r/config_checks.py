@@ -14,7 +14,7 @@ from typing import Any
 
 from falcon_h1r.config import CodeVerifierConfig, Config, LoRAConfig, ModelConfig, SFTConfig
 from falcon_h1r.config_checks_data import check_curate
-from falcon_h1r.config_checks_grpo import check_grpo
+from falcon_h1r.config_checks_grpo import check_grpo, check_reference
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, differing, one_of, share
 from falcon_h1r.config_run import CheckpointConfig, SupervisionConfig
@@ -83,6 +83,7 @@ def check_config(config: Config) -> None:
         at_least(key, number, 1)
     check_curate(config.curate)
     check_grpo(config.grpo)
+    check_reference(config.grpo.loss, config.engine.zero_stage, config.model.lora.rank)
     check_benchmark(config.benchmark)
     check_plan(config.plan)
     check_doctor(config.doctor)

@@ -36,6 +36,7 @@ def check_grpo(grpo: GRPOConfig) -> None:
     one_of("grpo.zero_variance", grpo.zero_variance, ("backfill", "reject", "duplicate"))
     one_of("grpo.truncated", grpo.truncated, ("keep", "mask"))
     _check_rollout(grpo.rollout)
+    _check_surplus(grpo)
     _check_reward(grpo.reward, grpo.limits.response_tokens)
     _check_loss(grpo.loss)
 
@@ -57,7 +58,29 @@ def _check_rollout(rollout: RolloutConfig) -> None:
         at_least("grpo.rollout.step_tokens", rollout.step_tokens, 1)
     if rollout.dtype is not None:
         one_of("grpo.rollout.dtype", rollout.dtype, ("float32", "bfloat16", "float64"))
+    if "" in rollout.stop_strings:
+        raise InputError("grpo.rollout.stop_strings: one is empty, which every response ends in")
+    if rollout.overlap and rollout.name == "torch" and rollout.dtype is None:
+        raise InputError(
+            "grpo.rollout.overlap=true: the sampler would draw with the weights that are being trained; set "
+            "grpo.rollout.dtype, for a copy of them, or grpo.rollout.name=vllm_server"
+        )
+    if rollout.max_partial_steps and rollout.oversampling == 1 and rollout.step_tokens is None:
+        raise InputError(
+            f"grpo.rollout.max_partial_steps={rollout.max_partial_steps}: a step that begins no more groups than it "
+            "needs cuts none; set oversampling above 1, or step_tokens"
+        )
     check_vllm(rollout)
+
+
+def _check_surplus(grpo: GRPOConfig) -> None:
+    if grpo.surplus_cache_groups and grpo.rollout.oversampling == 1:
+        raise InputError(
+            f"grpo.surplus_cache_groups={grpo.surplus_cache_groups}: a step that begins no more groups than it needs "
+            "has none to spare; set grpo.rollout.oversampling above 1"
+        )
+    if grpo.surplus_cache_refresh and not grpo.surplus_cache_groups:
+        raise InputError("grpo.surplus_cache_refresh=true: needs grpo.surplus_cache_groups above 0")
 
 
 def _check_reward(reward: RewardConfig, response_tokens: int) -> None:
@@ -76,6 +99,9 @@ def _check_loss(loss: GRPOLossConfig) -> None:
     one_of("grpo.loss.objective", loss.objective, ("clip", "gspo", "cispo"))
     one_of("grpo.loss.aggregation", loss.aggregation, ("sequence", "token", "constant"))
     one_of("grpo.loss.advantage_scale", loss.advantage_scale, ("group", "batch", "none"))
+    for name in ("cispo_cap", "importance_cap"):
+        if getattr(loss, name) <= 0:
+            raise InputError(f"grpo.loss.{name}={getattr(loss, name)}: has to be above 0, or nothing is learnt")
     for name in ("clip_low", "clip_high", "cross_entropy_weight", "kl_coefficient", "entropy_coefficient"):
         at_least(f"grpo.loss.{name}", getattr(loss, name), 0.0)
 

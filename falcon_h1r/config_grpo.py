@@ -104,7 +104,7 @@ class GRPOConfig:
     problems_per_step: int = 32  # groups with contrast in one batch, over all ranks
     group_size: int = 8
     zero_variance: str = "backfill"  # groups without contrast: others are drawn; reject: none; duplicate others of it
-    max_backfill_rounds: int = 4  # a group is replaced, and its replacement, at most so often; then go on short
+    max_backfill_rounds: int = 4  # at most so many times the groups needed are drawn beside; then go on short
     surplus_cache_groups: int = 0  # groups drawn beyond need and kept for the next steps, at most so many
     surplus_cache_steps: int = 1  # ... and for at most so many steps: they age as the policy moves on
     surplus_cache_refresh: bool = False  # problems of groups that grew too old are drawn again, before others

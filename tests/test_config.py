@@ -261,6 +261,13 @@ def test_a_preset_that_is_no_yaml_names_file_and_line(
         ("grpo.selection.drop_consistent_wrong=1", "grpo.selection.drop_consistent_wrong=1"),
         ("grpo.selection.keep_unsolved_share=2", "grpo.selection.keep_unsolved_share=2.0"),
         ("verifier.code.sandbox_url=localhost", "verifier.code.sandbox_url=localhost"),
+        ("grpo.rollout.stop_strings=['end','']", "grpo.rollout.stop_strings: one is empty"),
+        ("grpo.rollout.overlap=true", "grpo.rollout.overlap=true: the sampler would draw with the weights"),
+        ("grpo.rollout.max_partial_steps=2", "grpo.rollout.max_partial_steps=2: a step that begins no more groups"),
+        ("grpo.surplus_cache_groups=4", "grpo.surplus_cache_groups=4: a step that begins no more groups"),
+        ("grpo.surplus_cache_refresh=true", "grpo.surplus_cache_refresh=true: needs grpo.surplus_cache_groups"),
+        ("grpo.loss.importance_cap=0", "grpo.loss.importance_cap=0.0: has to be above 0"),
+        ("grpo.loss.cispo_cap=-1", "grpo.loss.cispo_cap=-1.0: has to be above 0"),
     ],
 )
 def test_an_impossible_value_is_refused_by_its_key(refusal: Refusal, override: str, key: str) -> None:
@@ -350,6 +357,12 @@ def test_the_report_is_told_in_the_7b_preset() -> None:
         20,
     )
     assert (scaling.consensus_share, scaling.keep_share) == (0.95, 0.1)
+
+
+def test_a_whole_reference_beside_sharded_weights_is_refused(refusal: Refusal) -> None:
+    sharded = ("engine.name=deepspeed", "engine.zero_stage=3", "grpo.loss.kl_coefficient=0.1")
+    assert refusal(*sharded).startswith("grpo.loss.kl_coefficient=0.1: every rank holds its reference model whole")
+    composed(*sharded, "model.lora.rank=4")  # whose reference is the model without its adapters
 
 
 def test_published_scores_stand_beside_their_benchmarks() -> None:

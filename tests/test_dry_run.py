@@ -125,6 +125,9 @@ def test_a_grpo_step_of_the_report_is_2048_rollouts() -> None:
     assert plan.rollouts == 128 * 16
     assert plan.most_response_tokens == 2048 * 48 * 1024
     assert plan.most_micro_batches == 2048 // 128
+    assert (plan.groups_at_once, plan.most_rollouts) == (160, (160 + 4 * 128) * 16)
+    kept = composed("experiment=falcon_h1r_7b", "grpo.zero_variance=reject")
+    assert plan_grpo(kept.grpo, ranks_of(kept)).most_rollouts == 160 * 16
 
 
 def test_ranks_are_the_launchers_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

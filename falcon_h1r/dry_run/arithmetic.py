@@ -94,7 +94,8 @@ class GRPOPlan:
     """A GRPO step in numbers. "Most": if every response were as long as the limits allow."""
 
     rollouts: int
-    most_rollouts: int  # with every round of backfilling
+    groups_at_once: int
+    most_rollouts: int  # begun, if groups without contrast were replaced as often as they may be
     longest_tokens: int
     most_response_tokens: int
     most_tokens: int
@@ -112,9 +113,12 @@ def plan_grpo(grpo: GRPOConfig, ranks: RankPlan) -> GRPOPlan:
             f"{rollouts} rollouts for {ranks.data_ranks} data ranks, some would never learn"
         )
     longest = grpo.limits.prompt_tokens + grpo.limits.response_tokens
+    at_once = math.ceil(grpo.rollout.oversampling * grpo.problems_per_step)
+    replacements = grpo.problems_per_step * grpo.max_backfill_rounds if grpo.zero_variance == "backfill" else 0
     return GRPOPlan(
         rollouts=rollouts,
-        most_rollouts=rollouts * (1 + grpo.max_backfill_rounds),
+        groups_at_once=at_once,
+        most_rollouts=(at_once + replacements) * grpo.group_size,
         longest_tokens=longest,
         most_response_tokens=rollouts * grpo.limits.response_tokens,
         most_tokens=rollouts * longest,

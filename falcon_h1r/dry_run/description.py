@@ -181,10 +181,11 @@ def _grpo_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterat
     plan = plan_grpo(grpo, ranks)
     yield from _data_rows(grpo.data, traces=False)
     yield "limits", _limits(grpo.limits)
-    seen = grpo.num_steps * grpo.problems_per_step
-    yield "steps", f"{grpo.num_steps:,}, seeing {seen:,} problems with contrast"
+    batches = grpo.num_steps // grpo.updates_per_batch
+    each = "" if grpo.updates_per_batch == 1 else f" in {batches:,} batches"
+    yield "steps", f"{grpo.num_steps:,}{each}, seeing {batches * grpo.problems_per_step:,} problems with contrast"
     yield "rollouts", f"{grpo.problems_per_step} problems x {grpo.group_size} = {plan.rollouts:,} a step"
-    yield "with backfill", f"at most {plan.most_rollouts:,}: {grpo.max_backfill_rounds} further rounds"
+    yield "begun", f"{plan.groups_at_once} groups at once, {plan.most_rollouts:,} rollouts at most"
     yield "tokens", f"at most {plan.most_response_tokens:,} a step, {plan.most_tokens:,} with prompts"
     rows = f"rows of {grpo.limits.row_tokens:,} tokens a rank and step"
     yield "micro-batches", f"at most {plan.most_micro_batches} {rows}"

@@ -21,10 +21,12 @@ PANELS: tuple[Panel, ...] = (
     ("Entropy, nats", ("entropy",)),
     ("Groups without contrast", ("zero_variance_share", "all_right_share", "all_wrong_share")),
     ("What responses show", ("format_broken_share", "several_boxes_share", "no_box_share", "repeated_ngrams_share")),
-    ("Clipped tokens", ("clip_share", "clip_low_share", "clip_high_share")),
+    ("Clipped tokens", ("clip_low_share", "clip_high_share")),
     ("Sampler KL", ("sampler_kl",)),
     ("Importance ratio", ("importance_ratio",)),
     ("Gradient norm", ("grad_norm",)),
+    ("Batches behind the policy", ("version_lag_mean", "version_lag_max")),
+    ("Tokens of a step, and those dropped", ("sampled_tokens", "dropped_tokens")),
     ("Tokens per second", ("sampling_tokens_per_second", "training_tokens_per_second")),
 )
 PHASES = ("sampling", "verdicts", "meetings", "exchange", "training", "sync")

@@ -45,9 +45,14 @@ class BatchSource(Protocol):
         ...
 
 
+def policy_version(engine: Engine, updates_per_batch: int) -> int:
+    """The number of batches that the engine's policy has learnt from: those without an update do not count."""
+    return -(-engine.updates_done // updates_per_batch)
+
+
 def sync_sampler(sampler: Sampler, engine: Engine, updates_per_batch: int) -> None:
-    """Give the sampler the engine's weights. A policy's version is the number of batches it has learnt from."""
-    sampler.policy_version = engine.steps_done // updates_per_batch - 1
+    """Give the sampler the engine's weights, and with them the policy's version."""
+    sampler.policy_version = policy_version(engine, updates_per_batch) - 1
     sampler.load_weights(engine)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ def credit_rollouts(
     if not groups:
         return []
     rewards = torch.tensor([group.rewards for group in groups])
-    advantages = _advantages(rewards, rewards if batch_rewards is None else batch_rewards, config)  # (P, G)
+    advantages = normalise_within_group(rewards, config.loss.advantage_scale, batch_rewards)  # (P, G)
     credited: list[CreditedRollout | None] = []
     for group, group_advantages in zip(groups, advantages.tolist(), strict=True):
         for rollout, advantage, verdict in zip(group.rollouts, group_advantages, group.verdicts, strict=True):
@@ -89,17 +89,8 @@ def rollout_documents(
     groups: Sequence[RolloutGroup], config: GRPOConfig, batch_rewards: Tensor | None = None
 ) -> list[Document]:
     """The documents of groups that are all at hand: what `redistribute` deals to many ranks, on one."""
-    return documents_of(credit_rollouts(groups, config, batch_rewards))
-
-
-def documents_of(credited: Iterable[CreditedRollout | None]) -> list[Document]:
-    """Of those that are learnt from."""
+    credited = credit_rollouts(groups, config, batch_rewards)
     return [each.document() for each in credited if each is not None]
-
-
-def _advantages(rewards: Tensor, batch_rewards: Tensor, config: GRPOConfig) -> Tensor:
-    """(P, G) of these groups, given all groups' rewards for a scale that is the batch's."""
-    return normalise_within_group(rewards, config.loss.advantage_scale, batch_rewards)
 
 
 def _token_weight(length: int, config: GRPOConfig) -> float:

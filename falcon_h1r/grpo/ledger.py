@@ -106,7 +106,7 @@ class Ledger:
     @property
     def num_replaced(self) -> int:
         """Groups begun beyond those begun at once."""
-        return max(0, self.num_drawn + self._num_begun_before - self._num_at_once)
+        return min(self.num_drawn, max(0, self.num_drawn + self._num_begun_before - self._num_at_once))
 
     @property
     def num_owed(self) -> int:

@@ -1,4 +1,4 @@
-"""GRPO: sample -> verify -> credit -> pack -> learn -> sync, on packed rows, with KL 0 and no reference model."""
+"""GRPO: sample -> verify -> credit -> exchange -> learn -> sync, on packed rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from falcon_h1r.grpo.alarms import Alarms
-from falcon_h1r.grpo.batches import BatchSource, open_batches, sync_sampler
+from falcon_h1r.grpo.batches import BatchSource, open_batches, policy_version, sync_sampler
 from falcon_h1r.grpo.collect import Collector, GroupBatch
 from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.metrics import rollout_metrics, sample_rows
@@ -52,7 +52,7 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
         StopRequested: on every rank, with gradients to discard and the stream further on.
     """
     engine, config, world = learner.engine, learner.config, learner.engine.world
-    policy_version = engine.steps_done // config.updates_per_batch
+    version = policy_version(engine, config.updates_per_batch)
     clock = PhaseClock()
     with clock.phase("batch"):
         batch = batches.take(is_last)  # groups with contrast, each on the rank that sampled it
@@ -63,10 +63,11 @@ def train_step(batches: BatchSource, learner: Learner, stream: ProblemStream, is
     with clock.phase("sync"):
         if dealt.rows:
             batches.sync()
-    told = world.gather(_own_part(batch, clock, policy_version, engine.steps_done))
+    told = world.gather(_own_part(batch, clock, version, engine.steps_done))
     metrics = _step_metrics(batch, told, clock) | learnt
     if "tokens" in metrics:
-        metrics["training_tokens_per_second"] = metrics["tokens"] / metrics["training_seconds"]
+        learnt_tokens = metrics["tokens"] * config.updates_per_batch
+        metrics["training_tokens_per_second"] = learnt_tokens / metrics["training_seconds"]
     return StepReport(metrics, [row for own in told for row in own.samples], dealt)
 
 
@@ -84,12 +85,12 @@ class _OwnPart:
     samples: list[dict[str, Any]]
 
 
-def _own_part(batch: GroupBatch, clock: PhaseClock, policy_version: int, step: int) -> _OwnPart:
+def _own_part(batch: GroupBatch, clock: PhaseClock, version: int, step: int) -> _OwnPart:
     groups = list(batch.own_groups.values())
     return _OwnPart(
         seconds=batch.own_seconds | clock.seconds,
-        sums=batch.own_sums | version_lags(groups, policy_version),
-        oldest_lag=oldest_lag(groups, policy_version),
+        sums=batch.own_sums | version_lags(groups, version),
+        oldest_lag=oldest_lag(groups, version),
         samples=sample_rows(batch.own_samples, step, batch.thinking_opened),
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config_grpo import GRPOConfig
@@ -155,7 +156,7 @@ def settle_unjudged(parts: Sequence[dict[str, float]], verdicts: Sequence[Verdic
     if any(verdict.status == "unverifiable_gold" for verdict in verdicts):
         return [dict.fromkeys(each, 0.0) for each in parts]
     judged = [each["correct"] for each, verdict in zip(parts, verdicts, strict=True) if not is_fault(verdict)]
-    mean = sum(judged) / len(judged) if judged else 0.0
+    mean = min(max(fmean(judged), min(judged)), max(judged)) if judged else 0.0  # rounding is no contrast
     return [
         {**each, "correct": mean} if is_fault(verdict) else each for each, verdict in zip(parts, verdicts, strict=True)
     ]

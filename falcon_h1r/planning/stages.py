@@ -72,7 +72,8 @@ def plan_grpo(config: Config, subject: Subject, num_gpus: int) -> GRPOPlan:
     grpo, plan = config.grpo, config.plan
     document = grpo.limits.prompt_tokens / 2 + plan.response_share * grpo.limits.response_tokens
     work = Workload(grpo.problems_per_step * grpo.group_size * document * grpo.updates_per_batch, document)
-    training = _stage_plan("grpo", config, subject, _asked(config, num_gpus, grpo.limits), work, float(grpo.num_steps))
+    num_batches = grpo.num_steps / grpo.updates_per_batch  # each of which is `work`
+    training = _stage_plan("grpo", config, subject, _asked(config, num_gpus, grpo.limits), work, num_batches)
     if grpo.rollout.name == "torch":
         return GRPOPlan(training, True, _in_turns(config, subject, training, num_gpus))
     splits = []

@@ -58,9 +58,7 @@ class VLLMServerSampler:
             on_finished: told the number of tokens of each finished rollout, for a progress bar.
         """
         self.policy_version = -1  # the first sync makes it 0
-        self.sync_gap: float | None = (
-            None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
-        )
+        self.sync_gap: float | None = None  # mean |sampler - trainer| logprob after the last sync, of the worst rank
         self._streams, self._sender = streams, sender
         self._tokenizer, self._world = tokenizer, world
         self._check, self._dtype, self._on_finished = check, dtype, on_finished

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from falcon_h1r.config_grpo import GRPOConfig, RewardConfig, RolloutConfig
+from falcon_h1r.grpo.ledger import Ledger
 from falcon_h1r.grpo.metrics import group_facts, rollout_metrics
 from falcon_h1r.grpo.rewards import Scorer, well_formed
 from falcon_h1r.rollout.sampler import RolloutRequest
@@ -53,6 +54,16 @@ def test_groups_without_contrast_are_replaced_one_for_one_until_the_batch_is_ful
     without = sum(not facts.has_contrast for facts in batch.drawn)
     assert len(batch.drawn) == 4 + without  # no more than was missing
     assert batch.counts["num_backfill_groups"] == without
+
+
+def test_groups_that_go_on_are_no_replacements() -> None:
+    config = GRPOConfig(problems_per_step=4, rollout=RolloutConfig(oversampling=2.0, max_partial_steps=2))
+    stream = stream_of([1] * 20)
+    carried = Ledger(stream, config, 1, {number: str(number) for number in range(5)})  # the cache had the other three
+    assert (carried.num_owed, carried.num_replaced) == (0, 0)
+    fresh = Ledger(stream, config, 4, {})
+    fresh.deal([100])
+    assert (fresh.num_drawn, fresh.num_replaced) == (8, 0)
 
 
 def test_backfill_is_bounded_and_averages_count_what_was_dropped() -> None:

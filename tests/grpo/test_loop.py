@@ -15,7 +15,7 @@ from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
-from falcon_h1r.grpo.batches import InTurn
+from falcon_h1r.grpo.batches import InTurn, policy_version
 from falcon_h1r.grpo.carried import CarriedRollouts
 from falcon_h1r.grpo.collect import Collector
 from falcon_h1r.grpo.learn import Learner
@@ -26,7 +26,7 @@ from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
 from falcon_h1r.model.logprobs import packed_logprobs
 from falcon_h1r.rollout.sampler import RolloutRequest
 from falcon_h1r.training_run import SKIPPED
-from falcon_h1r.types import Problem
+from falcon_h1r.types import Problem, content_hash
 from tests.grpo.conftest import Line, QuickVerifier, Script, ScriptedSampler
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -115,6 +115,31 @@ def test_a_step_without_contrast_moves_the_schedule_and_nothing_else(tiny_model)
     assert engine.steps_done == 2
     assert sampler.num_syncs == 0
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in engine.parameters]))
+
+
+def test_a_policy_that_has_not_learnt_is_no_newer_one(tiny_model) -> None:
+    """A batch without contrast, then one with: its rollouts are of the policy that learns from them."""
+
+    def right_later(request: RolloutRequest) -> Line:
+        return Line([1, 2], request.settings.seed != first_seed and request.sample_index % 2 == 0)
+
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 8, ALONE)
+    first_seed = int(content_hash("0/grpo/0"), 16)
+    config = GRPOConfig(problems_per_step=1, group_size=4, zero_variance="reject", updates_per_batch=2)
+    reports, _ = taking_steps(engine, config, num_problems=8, num_steps=3, script=right_later)
+    assert [report.metrics["num_groups"] for report in reports] == [0, 1, 1]
+    assert [report.metrics["version_lag_mean"] for report in reports[1:]] == [0, 0]
+    assert policy_version(engine, 2) == 2
+
+
+def test_tokens_that_are_learnt_from_twice_count_twice_for_the_speed(tiny_model) -> None:
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
+    config = GRPOConfig(problems_per_step=1, group_size=4, updates_per_batch=2)
+    ((report,), _) = taking_steps(engine, config, num_problems=4, num_steps=1)
+    metrics = report.metrics
+    learnt_tokens = metrics["training_tokens_per_second"] * metrics["training_seconds"]
+    assert metrics["tokens"] == 2 * (len(RIGHT) + len(WRONG))
+    assert learnt_tokens == pytest.approx(2 * metrics["tokens"])
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_told(tiny_model) -> None:

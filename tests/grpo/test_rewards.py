@@ -221,6 +221,13 @@ def test_a_fault_of_the_verifiers_own_gives_no_credit_and_a_missed_deadline_is_w
     assert rewards[3] == pytest.approx(sum(rewards) / 4)  # its advantage is zero
 
 
+def test_a_fault_among_equals_makes_no_contrast() -> None:
+    for correct in (0.1, 0.7, 1.1):
+        verdicts = [RIGHT] * 7 + [Verdict("undecided", "worker", "")]
+        settled = settle_unjudged([{"correct": correct}] * 7 + [{"correct": 0.0}], verdicts)
+        assert {each["correct"] for each in settled} == {correct}
+
+
 def test_a_group_without_one_judgement_has_no_contrast() -> None:
     parts = [{"correct": 0.0}] * 3
     assert settle_unjudged(parts, [Verdict("undecided", "worker", "")] * 3) == parts

@@ -132,6 +132,12 @@ def grpo_plan(composed: Composed, subject: Subject, num_gpus: int, *overrides: s
     return plan_grpo(composed("experiment=falcon_h1r_7b", *overrides), subject, num_gpus)
 
 
+def test_several_updates_learn_from_one_batch(composed: Composed, subject_7b: Subject) -> None:
+    once, twice = (grpo_plan(composed, subject_7b, 64, f"grpo.updates_per_batch={n}").training for n in (1, 2))
+    assert (once.num_steps, twice.num_steps) == (300, 150)
+    assert once.num_steps * once.work.tokens == twice.num_steps * twice.work.tokens
+
+
 def test_decoding_is_as_fast_as_published(composed: Composed, subject_7b: Subject) -> None:
     """512 tokens in and 32k out on an H100: about 1,000 tokens/s at 32 slots and 1,500 at 64, for vLLM."""
     plan = composed("experiment=falcon_h1r_7b").plan
