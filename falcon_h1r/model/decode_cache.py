@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import FalconH1ForCausalLM
 
+from falcon_h1r.model.decode_kernels import by_group, choose_decode_kernels
 from falcon_h1r.model.precision import compute_dtype
 
 BLOCK_TOKENS = 128  # by which the caches grow, at least
 GROWTH = 4  # ... and at least by this fraction of what they are
-SPAN_SLOTS = 64  # that attend together, as far as the longest of them
-REORDER_GAIN = 0.2  # share of the entries read that sorting has to spare
+SPAN_SLOTS = 32  # that attend together, as far as the longest of them
+REORDER_GAIN = 0.1  # share of the entries read that sorting has to spare
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class LayerCache:
     keys: Tensor  # (max_slots, K, S, d)
     values: Tensor  # (max_slots, K, S, d)
     conv: Tensor  # (max_slots, kernel - 1, C), oldest first
-    ssm: Tensor  # (max_slots, H, P, N), float32 at least
+    ssm: Tensor  # (max_slots, ...) as falcon_h1r.model.decode_kernels has states, float32 at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,13 @@ class SlotCache:
         self.capacity = 0  # S
         dtype = compute_dtype(model)
         wide = torch.promote_types(dtype, torch.float32)
+        self.by_group = choose_decode_kernels(device.type, dtype).by_group
+        self.num_groups = model.config.mamba_n_groups
         self.layers = []
         for layer in model.model.layers:
             mixer, attention = layer.mamba, layer.self_attn
+            heads, width, states = mixer.num_heads, mixer.head_dim, mixer.ssm_state_size
+            grouped = (self.num_groups, states, heads // self.num_groups * width)
             kv = (max_slots, model.config.num_key_value_heads, 0, attention.head_dim)
             self.layers.append(
                 LayerCache(
@@ -84,7 +89,7 @@ class SlotCache:
                     values=torch.zeros(kv, dtype=dtype, device=device),
                     conv=torch.zeros(max_slots, mixer.conv_kernel_size - 1, mixer.conv_dim, dtype=dtype, device=device),
                     ssm=torch.zeros(
-                        (max_slots, mixer.num_heads, mixer.head_dim, mixer.ssm_state_size), dtype=wide, device=device
+                        (max_slots, *(grouped if self.by_group else (heads, width, states))), dtype=wide, device=device
                     ),
                 )
             )
@@ -127,7 +132,8 @@ class SlotCache:
             cache.keys[slots, :, : document.length] = document.keys[index].transpose(0, 1)
             cache.values[slots, :, : document.length] = document.values[index].transpose(0, 1)
             cache.conv[slots] = document.conv[index].t()
-            cache.ssm[slots] = document.ssm[index]
+            state = document.ssm[index]
+            cache.ssm[slots] = by_group(state, self.num_groups) if self.by_group else state
         self.lengths[slots] = document.length
         self.host_lengths[slots] = document.length
         self.num_slots = slots.stop
@@ -191,8 +197,10 @@ def _with_slots(tensor: Tensor, more: int) -> Tensor:
 
 def _grown(cache: Tensor, capacity: int, used: int, kept: int) -> Tensor:
     slots, heads, _, width = cache.shape
-    grown = cache.new_zeros(slots, heads, capacity, width)  # what was never written must be finite: it is masked only
+    grown = cache.new_empty(slots, heads, capacity, width)
     grown[:used, :, :kept] = cache[:used, :, :kept]
+    grown[:used, :, kept:].zero_()  # what was never written is masked, which takes finite numbers
+    grown[used:].zero_()
     return grown
 
 
