@@ -38,8 +38,9 @@ def train_grpo(run: TrainingRun, collector: Collector, learner: Learner, alarms:
         for step in run.steps():
             is_last = step + config.updates_per_batch >= engine.num_steps
             report = train_step(batches, learner, collector.stream, is_last)
-            tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
-            run.progress.advance(engine.steps_done - step, tokens, reward=reward)
+            # A step that is filled from the cache draws nothing, and has no reward of its own.
+            shown = {"reward": report.metrics["reward_mean"]} if "reward_mean" in report.metrics else {}
+            run.progress.advance(engine.steps_done - step, int(report.metrics["sampled_tokens"]), **shown)
             metrics = report.metrics | alarms.look(report.metrics, announce=world.is_main)
             documents = partial(gather_documents, report.dealt, world)
             run.finish_step(metrics, documents, report.samples, report.dealt.plan)
