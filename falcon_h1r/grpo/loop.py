@@ -41,7 +41,7 @@ def train_grpo(run: TrainingRun, collector: Collector, learner: Learner, alarms:
             # A step that is filled from the cache draws nothing, and has no reward of its own.
             shown = {"reward": report.metrics["reward_mean"]} if "reward_mean" in report.metrics else {}
             run.progress.advance(engine.steps_done - step, int(report.metrics["sampled_tokens"]), **shown)
-            metrics = report.metrics | alarms.look(report.metrics, announce=world.is_main)
+            metrics = report.metrics | _sync_gap(collector) | alarms.look(report.metrics, announce=world.is_main)
             documents = partial(gather_documents, report.dealt, world)
             run.finish_step(metrics, documents, report.samples, report.dealt.plan)
 
@@ -94,6 +94,12 @@ def _own_part(batch: GroupBatch, clock: PhaseClock, version: int, step: int) -> 
         oldest_lag=oldest_lag(groups, version),
         samples=sample_rows(batch.own_samples, step, batch.thinking_opened),
     )
+
+
+def _sync_gap(collector: Collector) -> dict[str, float]:
+    """How far the logprobs of a sampler that is not the trainer's were from its own, after the last sync."""
+    gap = getattr(collector.sampler, "sync_gap", None)
+    return {} if gap is None else {"sync_gap": gap}
 
 
 def _step_metrics(batch: GroupBatch, told: list[_OwnPart], clock: PhaseClock) -> dict[str, float]:

@@ -187,19 +187,22 @@ def test_a_step_tells_its_phases_its_tokens_and_how_old_they_are(tiny_model) -> 
     assert {row["step"] for report in reports for row in report.samples} == {1}
 
 
-def test_a_step_that_draws_nothing_shows_no_reward(tiny_model) -> None:
+def test_a_step_that_draws_nothing_shows_no_reward_and_every_step_its_sync(tiny_model) -> None:
     """Its batch is of the cache; 0 would look like a collapse."""
     engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
     config = GRPOConfig(problems_per_step=2, group_size=4, surplus_cache_groups=2, surplus_cache_steps=2)
     config = replace(config, rollout=RolloutConfig(oversampling=2.0))
     shown: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
     run = SimpleNamespace(
         engine=engine,
         config=Config(grpo=config),
         steps=lambda: iter(range(2)),
-        finish_step=lambda *_: None,
+        finish_step=lambda metrics, *_: logged.append(metrics),
         progress=SimpleNamespace(advance=lambda steps, tokens, **rest: shown.append({"tokens": tokens, **rest})),
     )
     collector = make_collector(engine, config, num_problems=8)
+    collector.sampler.sync_gap = 0.01  # type: ignore[attr-defined]  # as vLLM's samplers have it
     train_grpo(run, collector, Learner(engine, config), Alarms())  # type: ignore[arg-type]
     assert shown == [{"tokens": 4 * 14, "reward": 0.5}, {"tokens": 0}]
+    assert [metrics["sync_gap"] for metrics in logged] == [0.01, 0.01]
