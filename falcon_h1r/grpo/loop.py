@@ -38,9 +38,10 @@ def train_grpo(run: TrainingRun, collector: Collector, learner: Learner, alarms:
         for step in run.steps():
             is_last = step + config.updates_per_batch >= engine.num_steps
             report = train_step(batches, learner, collector.stream, is_last)
-            tokens, reward = int(report.metrics["sampled_tokens"]), report.metrics.get("reward_mean", 0.0)
-            run.progress.advance(engine.steps_done - step, tokens, reward=reward)
-            metrics = report.metrics | alarms.look(report.metrics, announce=world.is_main)
+            # A step that is filled from the cache draws nothing, and has no reward of its own.
+            shown = {"reward": report.metrics["reward_mean"]} if "reward_mean" in report.metrics else {}
+            run.progress.advance(engine.steps_done - step, int(report.metrics["sampled_tokens"]), **shown)
+            metrics = report.metrics | _sync_gap(collector) | alarms.look(report.metrics, announce=world.is_main)
             documents = partial(gather_documents, report.dealt, world)
             run.finish_step(metrics, documents, report.samples, report.dealt.plan)
 
@@ -93,6 +94,12 @@ def _own_part(batch: GroupBatch, clock: PhaseClock, version: int, step: int) -> 
         oldest_lag=oldest_lag(groups, version),
         samples=sample_rows(batch.own_samples, step, batch.thinking_opened),
     )
+
+
+def _sync_gap(collector: Collector) -> dict[str, float]:
+    """How far the logprobs of a sampler that is not the trainer's were from its own, after the last sync."""
+    gap = getattr(collector.sampler, "sync_gap", None)
+    return {} if gap is None else {"sync_gap": gap}
 
 
 def _step_metrics(batch: GroupBatch, told: list[_OwnPart], clock: PhaseClock) -> dict[str, float]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from falcon_h1r.config import Config
 from falcon_h1r.config_grpo import GRPOConfig, GRPOLossConfig, RolloutConfig
 from falcon_h1r.config_stage import OptimizerConfig
 from falcon_h1r.data.packing import Document, pack_row
 from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
+from falcon_h1r.grpo.alarms import Alarms
 from falcon_h1r.grpo.batches import InTurn, policy_version
 from falcon_h1r.grpo.carried import CarriedRollouts
 from falcon_h1r.grpo.collect import Collector
 from falcon_h1r.grpo.learn import Learner
-from falcon_h1r.grpo.loop import StepReport, train_step
+from falcon_h1r.grpo.loop import StepReport, train_grpo, train_step
 from falcon_h1r.grpo.rewards import Scorer
 from falcon_h1r.grpo.stream import ProblemStream
 from falcon_h1r.model.hybrid import ForwardPlan, packed_hidden_states
@@ -55,13 +58,20 @@ def taking_steps(
     engine: TorchEngine, config: GRPOConfig, num_problems: int, num_steps: int, script: Script = half_right
 ) -> tuple[list[StepReport], ScriptedSampler]:
     """So many steps with a sampler whose logprobs are the policy's own."""
+    collector = make_collector(engine, config, num_problems, script)
+    batches, learner = InTurn(collector, engine), Learner(engine, config)
+    reports = [train_step(batches, learner, collector.stream) for _ in range(num_steps)]
+    return reports, collector.sampler  # type: ignore[return-value]
+
+
+def make_collector(
+    engine: TorchEngine, config: GRPOConfig, num_problems: int, script: Script = half_right
+) -> Collector:
     problems = [Problem(str(index), f"question {index}", "7") for index in range(num_problems)]
     stream = ProblemStream(problems, [[*PROMPT, index] for index in range(num_problems)], seed=0)
     sampler = ScriptedSampler(script, logprobs=lambda p, r: response_logprobs(engine, p, r).tolist())
     scorer = Scorer(QuickVerifier(), config)  # type: ignore[arg-type]
-    collector = Collector(stream, sampler, scorer, CarriedRollouts(), config, seed=0)
-    batches, learner = InTurn(collector, engine), Learner(engine, config)
-    return [train_step(batches, learner, stream) for _ in range(num_steps)], sampler
+    return Collector(stream, sampler, scorer, CarriedRollouts(), config, seed=0)
 
 
 def two_updates(
@@ -175,3 +185,24 @@ def test_a_step_tells_its_phases_its_tokens_and_how_old_they_are(tiny_model) -> 
     assert (second["version_lag_mean"], second["version_lag_max"]) == (1, 1)
     assert second["loss"] != 0
     assert {row["step"] for report in reports for row in report.samples} == {1}
+
+
+def test_a_step_that_draws_nothing_shows_no_reward_and_every_step_its_sync(tiny_model) -> None:
+    """Its batch is of the cache; 0 would look like a collapse."""
+    engine = TorchEngine(tiny_model, OptimizerConfig(learning_rate=1e-3), 2, ALONE)
+    config = GRPOConfig(problems_per_step=2, group_size=4, surplus_cache_groups=2, surplus_cache_steps=2)
+    config = replace(config, rollout=RolloutConfig(oversampling=2.0))
+    shown: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
+    run = SimpleNamespace(
+        engine=engine,
+        config=Config(grpo=config),
+        steps=lambda: iter(range(2)),
+        finish_step=lambda metrics, *_: logged.append(metrics),
+        progress=SimpleNamespace(advance=lambda steps, tokens, **rest: shown.append({"tokens": tokens, **rest})),
+    )
+    collector = make_collector(engine, config, num_problems=8)
+    collector.sampler.sync_gap = 0.01  # type: ignore[attr-defined]  # as vLLM's samplers have it
+    train_grpo(run, collector, Learner(engine, config), Alarms())  # type: ignore[arg-type]
+    assert shown == [{"tokens": 4 * 14, "reward": 0.5}, {"tokens": 0}]
+    assert [metrics["sync_gap"] for metrics in logged] == [0.01, 0.01]
