@@ -54,7 +54,7 @@ class TorchSampler:
         self,
         model: FalconH1ForCausalLM,
         tokenizer: PreTrainedTokenizerBase,
-        max_slots: int = 256,
+        max_slots: int = 512,
         on_finished: Callable[[int], None] | None = None,
         watch: Watch | None = None,
         prefill_tokens: int = 8192,

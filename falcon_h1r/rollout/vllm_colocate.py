@@ -107,9 +107,7 @@ class VLLMColocatedSampler:
             dtype: in which weights are handed over; None: that which the policy computes in.
         """
         self.policy_version = -1  # the first sync makes it 0
-        self.sync_gap: float | None = (
-            None  # mean |sampler - trainer| logprob after the last sync, of all ranks the worst
-        )
+        self.sync_gap: float | None = None  # mean |sampler - trainer| logprob after the last sync: the worst rank's
         self._llm, self._vllm, self._tokenizer, self._world = llm, vllm, tokenizer, world
         self._check, self._max_slots, self._dtype, self._on_finished = check, max_slots, dtype, on_finished
         self._stop_ids = frozenset(stop_token_ids(tokenizer))
