@@ -139,3 +139,8 @@ def _run_on_ranks(size: int, work: Callable[[World], Any]) -> list[Any]:
     folder.cleanup()
     assert [process.exitcode for process in processes] == [0] * size
     return [pickle.loads(value) for _, value in returned]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The sandbox's tests fork and want a child of one thread: they come before pyarrow's pool, which forks with it."""
+    items.sort(key=lambda item: item.path.name != "test_sandbox.py")

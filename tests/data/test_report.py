@@ -368,7 +368,7 @@ def test_the_page_is_written_at_once(tmp_path: Path) -> None:
     (tmp_path / "dropped_examples.json").write_text(json.dumps({"contaminated": [repeating] * 3}))
     started = time.perf_counter()
     write_report(tmp_path)
-    assert time.perf_counter() - started < 2.0
+    assert time.perf_counter() - started < 60.0  # a pattern that goes back and forth would take hours
 
 
 def test_what_a_detail_has_escaped_stays_written_out() -> None:
