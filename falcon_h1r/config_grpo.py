@@ -32,7 +32,7 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = 0
     stop_strings: list[str] = field(default_factory=list)  # beside the end of the turn; they stay in the text
-    max_slots: int = 256  # rows generated at once by one rank
+    max_slots: int = 512  # rows generated at once by one rank
     prefill_tokens: int = 8192  # of prompts processed in one row
     dtype: Optional[str] = None  # of a copy of the weights to sample from; null: the trainer's own, which need no sync
     meeting_tokens: int = 32  # decoded by every slot between two meetings of the ranks

@@ -44,10 +44,8 @@ def run_peer(
     """
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
-    grpo = config.grpo
-    batch = grpo.problems_per_step * grpo.group_size
     steps: list[PeerStep] = []
     scored: list[tuple[int, float]] = []  # of the step under way: tokens and reward of each completion
     started = 0.0
@@ -81,29 +79,7 @@ def run_peer(
         for problem in problems
     ]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = GRPOConfig(
-            output_dir=folder,
-            per_device_train_batch_size=device_batch,
-            gradient_accumulation_steps=batch // device_batch,
-            num_generations=grpo.group_size,
-            max_completion_length=grpo.limits.response_tokens,
-            temperature=grpo.rollout.temperature,
-            beta=0.0,
-            epsilon=grpo.loss.clip_low,
-            epsilon_high=grpo.loss.clip_high,
-            loss_type="grpo",
-            learning_rate=grpo.optimizer.learning_rate,
-            lr_scheduler_type="constant",
-            max_steps=num_steps,
-            seed=config.seed,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
+        arguments = peer_arguments(config, device_batch, num_steps, folder)
         trainer = GRPOTrainer(
             model=copy.deepcopy(model),
             reward_funcs=reward,
@@ -114,3 +90,34 @@ def run_peer(
         )
         trainer.train()
     return steps
+
+
+def peer_arguments(config: Config, device_batch: int, num_steps: int, folder: str) -> Any:
+    """Its GRPOConfig: ours, as far as it has the same."""
+    from trl import GRPOConfig
+
+    grpo = config.grpo
+    batch = grpo.problems_per_step * grpo.group_size
+    return GRPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=batch // device_batch,
+        num_generations=grpo.group_size,
+        max_completion_length=grpo.limits.response_tokens,
+        temperature=grpo.rollout.temperature,
+        beta=0.0,
+        epsilon=grpo.loss.clip_low,
+        epsilon_high=grpo.loss.clip_high,
+        loss_type="grpo",
+        learning_rate=grpo.optimizer.learning_rate,
+        lr_scheduler_type="constant",
+        max_steps=num_steps,
+        seed=config.seed,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )

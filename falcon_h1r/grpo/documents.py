@@ -85,14 +85,6 @@ def credit_rollouts(
     return credited
 
 
-def rollout_documents(
-    groups: Sequence[RolloutGroup], config: GRPOConfig, batch_rewards: Tensor | None = None
-) -> list[Document]:
-    """The documents of groups that are all at hand: what `redistribute` deals to many ranks, on one."""
-    credited = credit_rollouts(groups, config, batch_rewards)
-    return [each.document() for each in credited if each is not None]
-
-
 def _token_weight(length: int, config: GRPOConfig) -> float:
     weights = {"sequence": 1.0 / length, "token": 1.0, "constant": 1.0 / config.limits.response_tokens}
     return weights[config.loss.aggregation]

@@ -100,6 +100,29 @@ def requests_for(prompts: Sequence[Prompt], settings: SamplingSettings) -> list[
     return [RolloutRequest(prompt, sample, settings) for prompt in prompts for sample in range(settings.num_samples)]
 
 
+def draw_all(
+    sampler: Sampler, prompts: Sequence[Prompt], settings: SamplingSettings, num_tokens: int
+) -> tuple[list[Rollout], list[Rollout]]:
+    """`Sampler.generate` by the rest of the protocol, looking every `num_tokens` tokens.
+
+    Returns the prompts' rollouts in order, and what ended meanwhile of what was submitted before.
+    """
+    requests = requests_for(prompts, settings)
+    missing = {request.key for request in requests}
+    found: dict[RolloutKey, Rollout] = {}
+    others: list[Rollout] = []
+    sampler.submit(requests)
+    while missing:
+        for rollout in sampler.advance(num_tokens):
+            key = rollout.problem_uid, rollout.sample_index
+            if key in missing:
+                missing.discard(key)
+                found[key] = rollout
+            else:
+                others.append(rollout)
+    return [found[request.key] for request in requests], others
+
+
 def rollout_uniforms(settings: SamplingSettings, problem_uid: str, sample_index: int) -> np.ndarray:
     """The random numbers of one rollout, one a token: (max_response_tokens) float64 in [0, 1).
 

@@ -33,7 +33,7 @@ from falcon_h1r.rollout.sampler import (
     RolloutKey,
     RolloutRequest,
     SamplingSettings,
-    requests_for,
+    draw_all,
 )
 from falcon_h1r.rollout.weights_copy import are_whole, empty_copy, fill
 from falcon_h1r.types import Rollout, StopReason
@@ -169,22 +169,10 @@ class TorchSampler:
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
         """See `Sampler.generate`. What was submitted before goes on meanwhile."""
-        requests = requests_for(prompts, settings)
         self._is_stale = True  # the trainer may have moved the weights that it shares
-        self.submit(requests)
-        missing = {request.key for request in requests}
-        found: dict[RolloutKey, Rollout] = {}
-        others: list[Rollout] = []
-        while missing:
-            for rollout in self.advance(self._burst_steps):
-                key = rollout.problem_uid, rollout.sample_index
-                if key in missing:
-                    missing.discard(key)
-                    found[key] = rollout
-                else:
-                    others.append(rollout)
+        rollouts, others = draw_all(self, prompts, settings, self._burst_steps)
         self._ended = others + self._ended
-        return [found[request.key] for request in requests]
+        return rollouts
 
     def load_weights(self, policy: Any) -> None:
         """See `Sampler.load_weights`. What runs is read anew by the new policy before it goes on.

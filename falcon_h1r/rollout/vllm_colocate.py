@@ -26,7 +26,7 @@ from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.precision import compute_dtype
-from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, requests_for
+from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, draw_all
 from falcon_h1r.rollout.sync_check import SamplerOutOfSync, SyncCheck, check_sync
 from falcon_h1r.rollout.vllm_draft import Draft, best_logprobs, check_logprobs, checked_end, sampling_arguments
 from falcon_h1r.rollout.vllm_vectors import Vectors, described, kept_vectors, missing_vectors
@@ -160,20 +160,8 @@ class VLLMColocatedSampler:
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
         """See `Sampler.generate`. What else is under way goes on, and is returned by the next `advance`."""
-        requests = requests_for(prompts, settings)
-        wanted = {request.key for request in requests}
-        found: dict[RolloutKey, Rollout] = {}
-        others: list[Rollout] = []
-        self.submit(requests)
-        while len(found) < len(wanted):
-            for rollout in self.advance(num_tokens=1):
-                key = (rollout.problem_uid, rollout.sample_index)
-                if key in wanted:
-                    found[key] = rollout
-                else:
-                    others.append(rollout)
-        self._kept = others
-        return [found[request.key] for request in requests]
+        rollouts, self._kept = draw_all(self, prompts, settings, num_tokens=1)
+        return rollouts
 
     def load_weights(self, policy: Engine) -> None:
         """See `Sampler.load_weights`. What is under way goes on from its tokens under the new policy.

@@ -17,7 +17,7 @@ from falcon_h1r.data.tokenisation import stop_token_ids
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
-from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, requests_for
+from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, draw_all
 from falcon_h1r.rollout.sync_check import SamplerOutOfSync, SyncCheck, check_sync
 from falcon_h1r.rollout.vllm_draft import Draft, LostAnswer
 from falcon_h1r.rollout.vllm_http import VLLMServer
@@ -108,20 +108,8 @@ class VLLMServerSampler:
 
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
         """See `Sampler.generate`. What else is under way goes on, and is returned by the next `advance`."""
-        requests = requests_for(prompts, settings)
-        wanted = {request.key for request in requests}
-        found: dict[RolloutKey, Rollout] = {}
-        others: list[Rollout] = []
-        self.submit(requests)
-        while len(found) < len(wanted):
-            for rollout in self.advance(GENERATE_TOKENS):
-                key = (rollout.problem_uid, rollout.sample_index)
-                if key in wanted:
-                    found[key] = rollout
-                else:
-                    others.append(rollout)
-        self._kept = others
-        return [found[request.key] for request in requests]
+        rollouts, self._kept = draw_all(self, prompts, settings, GENERATE_TOKENS)
+        return rollouts
 
     def load_weights(self, policy: Engine) -> None:
         """See `Sampler.load_weights`. What is under way stops, and goes on from its tokens under the new policy.

@@ -19,7 +19,7 @@ from falcon_h1r.distributed.engine import TorchEngine
 from falcon_h1r.distributed.world import World
 from falcon_h1r.grpo.carried import PartialGroup
 from falcon_h1r.grpo.collect import GroupBatch
-from falcon_h1r.grpo.documents import rollout_documents
+from falcon_h1r.grpo.documents import credit_rollouts
 from falcon_h1r.grpo.learn import Learner
 from falcon_h1r.grpo.ledger import Scored
 from falcon_h1r.grpo.metrics import group_facts
@@ -29,6 +29,11 @@ from tests.grpo.conftest import in_threads, stream_of
 
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = GRPOConfig(group_size=3, limits=LimitsConfig(prompt_tokens=3, response_tokens=20, row_tokens=32))
+
+
+def rollout_documents(groups: list[RolloutGroup], config: GRPOConfig) -> list[Document]:
+    """What is dealt to many ranks, on one: the documents of groups that are all at hand."""
+    return [each.document() for each in credit_rollouts(groups, config) if each is not None]
 
 
 def scored_groups(lengths: list[list[int]], seed: int = 0) -> list[RolloutGroup]:
