@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from falcon_h1r.config_data import CurateConfig
+from falcon_h1r.config_evaluate import EvaluateConfig, ScalingConfig
 from falcon_h1r.config_grpo import GRPOConfig
 from falcon_h1r.config_run import CheckpointConfig, EngineConfig, LaunchConfig, SupervisionConfig, TrackingConfig
 from falcon_h1r.config_sources import SourceConfig
@@ -98,54 +99,12 @@ class SFTConfig:
 
 
 @dataclass
-class BenchmarkConfig:
-    """One benchmark of the evaluation protocol."""
-
-    path: Optional[str] = None  # JSONL, or a hub name
-    num_samples: int = 1
-    max_response_tokens: int = 32_768
-    reference_score: Optional[float] = None  # published, in percent: shown beside ours, never as ours
-    reference_scaled_score: Optional[float] = None  # published, with DeepConf over 512 traces a problem
-    reference_scaled_tokens: Optional[int] = None  # generated for that score, stopped traces included
-
-
-@dataclass
-class EvaluateConfig:
-    """Accuracy with intervals, and what it cost in tokens."""
-
-    data: SourceConfig = field(default_factory=SourceConfig)
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    num_problems: Optional[int] = 256  # the first so many; null: all
-    num_samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_slots: int = 512
-    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)
-
-
-@dataclass
 class DevConfig:
     """Held-out problems for the learning curves of SFT and GRPO, never those of the evaluation. No path, no curve."""
 
     data: SourceConfig = field(default_factory=SourceConfig)
     num_problems: Optional[int] = 128  # the first so many; null: all
     num_samples: int = 4
-
-
-@dataclass
-class ScalingConfig:
-    """DeepConf: voting with confidence (arXiv 2508.15260)."""
-
-    num_traces: int = 0  # budget; 0: no test-time scaling
-    warmup_traces: int = 16  # run to their end; they set the threshold below which later ones are stopped
-    keep_share: float = 0.1  # of the warm-up traces that lie above the threshold
-    trace_score: str = "lowest_group"  # mean, bottom_10, lowest_group or tail: the weight of a trace's vote
-    vote_share: float = 1.0  # only the best so many traces vote
-    top_k: int = 20  # tokens in a position's confidence
-    window_tokens: int = 2048  # of a group, stride 1
-    consensus_share: float = 0.95  # of the vote, at which sampling stops
-    temperature: float = 0.6
-    top_p: float = 0.95
 
 
 @dataclass

@@ -22,7 +22,7 @@ THINK_START, THINK_END = "<think>", "</think>"  # around the reasoning of an ass
 
 VerdictStatus = Literal["correct", "wrong", "undecided", "unverifiable_gold"]
 ANSWER_FALLBACKS = ("answer", "hash", "math", "number")  # where an answer may be found without a box
-StopReason = Literal["stop", "length", "abort"]
+StopReason = Literal["stop", "length", "abort", "confidence"]
 
 # Fields that most rows have nothing to say in.
 LEFT_OUT_AT_DEFAULT = ("verifiable", "pass_rate", "language", "turns", "given_verdict", "origin")

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from falcon_h1r.config import Config, EvaluateConfig
+from falcon_h1r.config import Config
+from falcon_h1r.config_evaluate import EvaluateConfig
 from falcon_h1r.config_stage import LimitsConfig
 from falcon_h1r.data.sources import load_problems
 from falcon_h1r.data.tokenisation import encode_prompts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.checkpoint.stopping import gather_unless_stopped
-from falcon_h1r.config import EvaluateConfig
+from falcon_h1r.config_evaluate import EvaluateConfig
 from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
 from falcon_h1r.rollout.sampler import Prompt, Sampler, SamplingSettings
