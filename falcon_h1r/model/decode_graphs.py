@@ -27,13 +27,17 @@ Record = Callable[[Step], Step]  # a step -> what repeats it, into the same logi
 class DecodeGraphs:
     """The steps of one sampler."""
 
-    def __init__(self, weights: DecodeWeights, cache: SlotCache, record: Record | None = None) -> None:
+    def __init__(
+        self, weights: DecodeWeights, cache: SlotCache, new_recorder: Callable[[], Record] | None = None
+    ) -> None:
         """
         Args:
-            record: how a step is recorded; by default as a CUDA graph.
+            new_recorder: makes what records steps; by default as CUDA graphs. Whenever all graphs are forgotten, a new
+                one takes over: torch refuses to record into a pool whose graphs are all gone.
         """
         self.weights, self.cache = weights, cache
-        self._record = record or _CUDARecorder()
+        self._new_recorder = new_recorder or _CUDARecorder
+        self._record = self._new_recorder()
         self._input_ids = torch.zeros(cache.max_slots, dtype=torch.int64, device=cache.lengths.device)
         self._graphs: dict[tuple[int, int], Step | None] = {}  # by slots and entries; None: run once
         self._addresses: tuple[int, ...] = ()
@@ -73,7 +77,9 @@ class DecodeGraphs:
             tensors += [layer.scan.A, memory.keys, memory.values, memory.conv, memory.ssm]
         addresses = tuple(tensor.data_ptr() for tensor in tensors)
         if addresses != self._addresses:
-            self._graphs.clear()
+            if self._graphs:
+                self._graphs.clear()
+                self._record = self._new_recorder()
             self._addresses = addresses
         if len(self._input_ids) < self.cache.max_slots:
             self._input_ids = self._input_ids.new_zeros(self.cache.max_slots)

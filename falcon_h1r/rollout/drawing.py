@@ -32,7 +32,9 @@ class DrawRules:
     num_top: int = 0  # raw logprobs at temperature 1 of so many best tokens
 
     @classmethod
-    def of(cls, settings: Sequence[SamplingSettings], device: torch.device) -> DrawRules:
+    def of(cls, settings: Sequence[SamplingSettings], device: torch.device, num_top: int = 0) -> DrawRules:
+        """What these slots ask for, with at least `num_top` of the best tokens' logprobs."""
+
         def asked(values: list[float], plain: float, dtype: torch.dtype) -> Tensor | None:
             return None if all(each == plain for each in values) else torch.tensor(values, dtype=dtype, device=device)
 
@@ -41,7 +43,7 @@ class DrawRules:
             is_greedy=asked([each.temperature == 0.0 for each in settings], False, torch.bool),
             top_p=asked([min(each.top_p, 1.0) for each in settings], 1.0, torch.float64),
             top_k=asked([each.top_k for each in settings], 0, torch.int64),
-            num_top=max((each.num_top_logprobs for each in settings), default=0),
+            num_top=max([num_top, *(each.num_top_logprobs for each in settings)]),
         )
 
 

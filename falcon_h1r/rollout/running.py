@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from falcon_h1r.rollout.sampler import RolloutRequest, rollout_uniforms
+from falcon_h1r.rollout.sampler import Overseer, RolloutRequest, rollout_uniforms
 from falcon_h1r.rollout.stop_strings import StopStrings
 from falcon_h1r.types import Rollout, StopReason
 
@@ -98,8 +98,14 @@ class Burst:
 class Running:
     """The rollouts in the slots, slot by slot."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], vocab_size: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        vocab_size: int,
+        overseer: Overseer | None = None,
+    ) -> None:
+        self.tokenizer, self.overseer = tokenizer, overseer
         self.is_stop: NDArray[np.bool_] = np.zeros(vocab_size, np.bool_)
         self.is_stop[[token for token in stop_ids if token < vocab_size]] = True
         self._stop_strings: dict[tuple[str, ...], StopStrings] = {}
@@ -131,6 +137,8 @@ class Running:
             self._logprobs[row, :count] = each.logprobs
             self._uniforms[row, : len(uniforms)] = uniforms
             self._counts[row], self._limits[row] = count, each.limit
+            if self.overseer is not None:
+                self.overseer.began(row, each.request, count)
         self.slots.extend(begun)
         self._rows = np.concatenate([self._rows, np.array(rows, np.int64)])
 
@@ -171,7 +179,8 @@ class Running:
     def drew(self, burst: Burst) -> dict[int, StopReason]:
         """Write down what was drawn, as far as each rollout goes. Returns which slots have ended, and why.
 
-        Where stop strings are asked for, a burst has to be of one step.
+        Where stop strings are asked for, a burst has to be of one step. A rollout that has come to its own end is not
+        one that was stopped, also where both happen at one token.
         """
         rows, before = self._rows, self._counts[self._rows]
         limits, num_steps = self._limits[rows], len(burst.tokens)
@@ -181,27 +190,33 @@ class Running:
         self._tokens[where], self._logprobs[where] = burst.tokens[inside], burst.logprobs[inside]
         stops = self.is_stop[burst.tokens]
         counts = np.minimum(before + np.where(stops.any(0), stops.argmax(0) + 1, num_steps), limits)
-        self._counts[rows] = counts
         stopped = self.is_stop[self._tokens[rows, counts - 1]]
         if self.have_stop_strings:
             assert num_steps == 1
-            stopped |= [self._ends_in_stop_string(slot) for slot in range(len(self))]
+            stopped |= [self._ends_in_stop_string(slot, counts[slot]) for slot in range(len(self))]
+        ended: NDArray[np.bool_] = stopped | (counts >= limits)
+        halted: NDArray[np.bool_] = np.zeros(len(self), np.bool_)
+        if self.overseer is not None:
+            drawn = counts - before
+            halts = self.overseer.drew(rows, before, drawn, burst.logprobs, burst.top_logprobs)
+            halted = (halts > 0) & ~(ended & (halts == drawn))
+            counts = np.where(halted, before + halts, counts)
+        self._counts[rows] = counts
         if burst.top_logprobs is not None:
             for slot, begun in enumerate(self.slots):
                 num_drawn, k = int(counts[slot] - before[slot]), begun.request.settings.num_top_logprobs
                 if k:
                     begun.top_logprobs.extend(burst.top_logprobs[:num_drawn, slot, :k])
-        ended = np.flatnonzero(stopped | (counts >= limits)).tolist()
-        return {slot: "stop" if stopped[slot] else "length" for slot in ended}
+        reasons: list[StopReason] = np.where(halted, "confidence", np.where(stopped, "stop", "length")).tolist()
+        return {slot: reasons[slot] for slot in np.flatnonzero(ended | halted).tolist()}
 
-    def _ends_in_stop_string(self, slot: int) -> bool:
+    def _ends_in_stop_string(self, slot: int, count: int) -> bool:
         strings = self.slots[slot].request.settings.stop_strings
         if not strings:
             return False
         if strings not in self._stop_strings:
             self._stop_strings[strings] = StopStrings(self.tokenizer, strings)
-        row = self._rows[slot]
-        return self._stop_strings[strings].ended_by(self._tokens[row, : self._counts[row]])
+        return self._stop_strings[strings].ended_by(self._tokens[self._rows[slot], :count])
 
     def collect(self, slots: Sequence[int], version: int) -> list[Begun]:
         """What was drawn in these slots, by this version of the policy; the slots are to be released next."""
@@ -215,6 +230,8 @@ class Running:
                 begun.later_versions.append((start, version))
             begun.tokens = self._tokens[row, :count].tolist()
             begun.logprobs = self._logprobs[row, :count].tolist()
+            if self.overseer is not None:
+                self.overseer.ended(row, begun.request, count)
             self._free.append(row)
             collected.append(begun)
         return collected

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from falcon_h1r.types import Rollout, content_hash
 
@@ -48,6 +49,38 @@ class RolloutRequest:
     @property
     def key(self) -> RolloutKey:
         return self.prompt.problem_uid, self.sample_index
+
+
+class Overseer(Protocol):
+    """Looks at every token that a sampler draws, and may end a rollout there.
+
+    Rollouts are told apart by row numbers, which are given again once a rollout has ended. Shapes: B rollouts running.
+    """
+
+    num_top_logprobs: int  # it wants to see so many raw logprobs of the best tokens at every position; 0: none
+
+    def began(self, row: int, request: RolloutRequest, num_drawn: int) -> None:
+        """A rollout took this row. `num_drawn` of its tokens were drawn before.
+
+        Raises:
+            ValueError: where it cannot be judged from there on.
+        """
+        ...
+
+    def drew(
+        self,
+        rows: NDArray[np.int64],  # (B)
+        before: NDArray[np.int64],  # (B), tokens that were there before
+        drawn: NDArray[np.int64],  # (B), of the steps, those that belong to the rollout
+        logprobs: NDArray[np.float64],  # (steps, B)
+        top_logprobs: NDArray[np.float32] | None,  # (steps, B, at least num_top_logprobs)
+    ) -> NDArray[np.int64]:
+        """(B): after how many of the tokens drawn each rollout has to end; 0 where it may go on."""
+        ...
+
+    def ended(self, row: int, request: RolloutRequest, num_tokens: int) -> None:
+        """The rollout left its row with so many tokens."""
+        ...
 
 
 class Sampler(Protocol):

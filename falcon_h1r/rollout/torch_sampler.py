@@ -29,6 +29,7 @@ from falcon_h1r.model.decode_weights import DecodeWeights, decode_weights
 from falcon_h1r.rollout.drawing import Drawn, DrawRules, draw_tokens
 from falcon_h1r.rollout.running import Begun, Burst, Running
 from falcon_h1r.rollout.sampler import (
+    Overseer,
     Prompt,
     RolloutKey,
     RolloutRequest,
@@ -60,6 +61,7 @@ class TorchSampler:
         prefill_tokens: int = 8192,
         dtype: torch.dtype | None = None,
         use_graphs: bool = False,
+        overseer: Overseer | None = None,
     ) -> None:
         """
         Args:
@@ -71,6 +73,7 @@ class TorchSampler:
                 rollouts are drawn, as `Engine.whole` makes it.
             use_graphs: record decode steps as CUDA graphs (falcon_h1r.model.decode_graphs); the caches are then kept
                 between calls.
+            overseer: sees every token drawn, and may end rollouts inside the running batch, with reason "confidence".
         """
         self.tokenizer, self.max_slots, self.prefill_tokens = tokenizer, max_slots, prefill_tokens
         self.on_finished, self.watch = on_finished, watch or Watch()
@@ -83,7 +86,8 @@ class TorchSampler:
                 fill(self.model, model.named_parameters(), model)
         stop_ids = stop_token_ids(tokenizer)
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
-        self._running = Running(tokenizer, stop_ids, model.config.vocab_size)
+        self._running = Running(tokenizer, stop_ids, model.config.vocab_size, overseer)
+        self._num_overseen = 0 if overseer is None else overseer.num_top_logprobs
         self._burst_steps = BURST_STEPS.get(model.device.type, 1)
         self._num_submitted = self._num_groups = 0
         self.use_graphs = use_graphs
@@ -300,7 +304,7 @@ class TorchSampler:
         assert self._logits is not None
         if self._rules is None:
             settings = [begun.request.settings for begun in self._running.slots]
-            self._rules = DrawRules.of(settings, self._logits.device)
+            self._rules = DrawRules.of(settings, self._logits.device, self._num_overseen)
         uniforms = torch.from_numpy(self._running.uniforms(num_steps)).to(self._logits.device)
         drawn: list[Drawn] = []
         for step in range(num_steps):

@@ -221,7 +221,13 @@ def test_steps_rounded_up_to_recorded_shapes_change_nothing(
 
     documents = random_ids([5, 1, 17])
     cache, weights = opened(tiny_model, documents, max_slots=6), kind(tiny_model)
-    graphs = decode_graphs.DecodeGraphs(weights, cache, record)
+    recorders: list[decode_graphs.Record] = []
+
+    def new_recorder() -> decode_graphs.Record:
+        recorders.append(record)
+        return record
+
+    graphs = decode_graphs.DecodeGraphs(weights, cache, new_recorder)
     for step in range(14):
         if step == 5:
             cache.release([0])
@@ -239,5 +245,6 @@ def test_steps_rounded_up_to_recorded_shapes_change_nothing(
         logits = graphs.step(torch.tensor(drawn))
         expected = torch.stack([literal_logits(tiny_model, document) for document in documents])
         assert logits.shape == expected.shape and (logits - expected).abs().max() < 1e-10
+    assert len(recorders) > 1  # a pool whose graphs are all forgotten is not recorded into again
     assert len(played) > 3 and {shape[0] for shape in played} <= {2, 4}
     assert graphs.shape_of(3, 9) == (4, 16) and graphs.shape_of(5, 1) == (6, 4)
