@@ -179,8 +179,8 @@ class Running:
     def drew(self, burst: Burst) -> dict[int, StopReason]:
         """Write down what was drawn, as far as each rollout goes. Returns which slots have ended, and why.
 
-        Where stop strings are asked for, a burst has to be of one step. A rollout that has come to its own end is not
-        one that was stopped, also where both happen at one token.
+        Where stop strings are asked for, a burst has to be of one step. The overseer's word counts at a rollout's last
+        token, too.
         """
         rows, before = self._rows, self._counts[self._rows]
         limits, num_steps = self._limits[rows], len(burst.tokens)
@@ -197,9 +197,8 @@ class Running:
         ended: NDArray[np.bool_] = stopped | (counts >= limits)
         halted: NDArray[np.bool_] = np.zeros(len(self), np.bool_)
         if self.overseer is not None:
-            drawn = counts - before
-            halts = self.overseer.drew(rows, before, drawn, burst.logprobs, burst.top_logprobs)
-            halted = (halts > 0) & ~(ended & (halts == drawn))
+            halts = self.overseer.drew(rows, before, counts - before, burst.logprobs, burst.top_logprobs)
+            halted = halts > 0
             counts = np.where(halted, before + halts, counts)
         self._counts[rows] = counts
         if burst.top_logprobs is not None:

@@ -52,7 +52,7 @@ class DrawnTrace:
     sample_index: int
     text: str  # the decoded response, special tokens kept but for the stop token
     num_tokens: int  # the stop token included
-    stop_reason: StopReason  # "confidence" where its own `Stop` ended it, "abort" where somebody took it out
+    stop_reason: StopReason  # "confidence" where its `Stop` ended it, at its last token too; "abort": taken out
     confidences: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # measure -> (tokens)
     response_ids: list[int] | None = None  # None: the engine does not know them
     top_logprobs: NDArray[np.float32] | None = None  # (tokens, k), raw, where the settings ask for them

@@ -72,7 +72,7 @@ def test_a_trace_is_stopped_where_its_replay_would_be(
         groups = group_confidence(full.confidences[measure], WINDOW, partial_window)
         below = np.flatnonzero(groups < stop.threshold)
         expected = int(below[0]) + 1 if len(below) else full.num_tokens
-        was_stopped = len(below) > 0 and expected < full.num_tokens
+        was_stopped = len(below) > 0
         assert (trace.num_tokens, trace.stop_reason == "confidence") == (expected, was_stopped)
         assert trace.response_ids == full.response_ids[:expected]
         same = full.confidences[measure][:expected]  # other company in the batch rounds otherwise
@@ -81,16 +81,13 @@ def test_a_trace_is_stopped_where_its_replay_would_be(
     assert 0 < num_stopped < len(found)
 
 
-def test_a_trace_that_ended_by_itself_was_not_stopped_at_its_last_token(whole, tiny_model, tokenizer) -> None:
-    (key, full), *_ = sorted(whole.items(), key=lambda item: item[1].num_tokens)
-    groups = group_confidence(full.confidences["top_k"], WINDOW, "mean")
-    lowest_before = groups[:-1].min()
-    wanted = [request for request in requests(Stop(lowest_before)) if request.key == key]  # never strictly below
-    assert drawn(engine_of(tiny_model, tokenizer), wanted)[key].stop_reason == full.stop_reason
-    ending = Stop(float(np.nextafter(groups[-1], np.inf)))
-    if groups[-1] < lowest_before:
-        wanted = [request for request in requests(ending) if request.key == key]
-        assert drawn(engine_of(tiny_model, tokenizer), wanted)[key].stop_reason == full.stop_reason
+def test_a_trace_that_falls_at_its_last_token_counts_as_stopped(tiny_model, tokenizer) -> None:
+    """So does its replay, which knows the lowest group alone."""
+    short = SamplingSettings(num_samples=1, max_response_tokens=1)
+    for stop, reason in ((Stop(np.inf), "confidence"), (None, "length")):
+        request = TraceRequest(PROBLEMS[0], 0, short, stop=stop)
+        trace = drawn(engine_of(tiny_model, tokenizer), [request])[request.key]
+        assert (trace.num_tokens, trace.stop_reason) == (1, reason)
 
 
 def test_a_stopped_trace_leaves_the_others_alone(whole, tiny_model, tokenizer) -> None:
