@@ -125,13 +125,15 @@ class OnlineVote:
         (An engine may see the stop token and the fall in the same step, or hear of both in one message.)
 
         Raises:
-            ValueError: where the trace is none that the wave waits for, or was not measured.
+            ValueError: where the trace is none that the wave waits for, was not measured, or was stopped without
+                a threshold.
         """
         if trace.sample_index not in self._wave or trace.sample_index in self._traces:
             raise ValueError(f"trace {trace.sample_index} is none of those to be drawn now: {self.next_wave()}")
-        if self.threshold is not None and not trace.was_stopped:
-            tokens = self._confidence(trace).tokens_until_below(self.threshold)
-            trace = replace(trace, was_stopped=tokens is not None)
+        if self.threshold is None and trace.was_stopped:
+            raise ValueError(f"trace {trace.sample_index} was stopped where there is no threshold")
+        if self.threshold is not None and not trace.was_stopped and self._falls_below(trace, self.threshold):
+            trace = replace(trace, was_stopped=True)
         self._traces[trace.sample_index] = trace
         if len(self._traces) == self._wave.stop:
             self._begin_wave()
@@ -176,6 +178,9 @@ class OnlineVote:
     def _vote(self) -> Vote:
         settings = self.settings
         return weighted_vote(self._in_order(), settings.trace_score, settings.measure, settings.vote_share)
+
+    def _falls_below(self, trace: ScoredTrace, threshold: float) -> bool:
+        return self._confidence(trace).tokens_until_below(threshold) is not None
 
     def _in_order(self) -> tuple[ScoredTrace, ...]:
         return tuple(self._traces[index] for index in sorted(self._traces))

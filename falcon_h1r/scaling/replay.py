@@ -30,11 +30,9 @@ def replay(traces: Sequence[ScoredTrace], settings: OnlineSettings) -> OnlineRes
     """
     if len(traces) < settings.num_traces:
         raise ValueError(f"a budget of {settings.num_traces} traces cannot be replayed with {len(traces)}")
-    budget = [replace(trace, sample_index=index) for index, trace in enumerate(traces[: settings.num_traces])]
+    budget = _numbered(traces[: settings.num_traces])
     if any(trace.was_stopped for trace in budget):
-        raise ValueError(
-            "a trace that was stopped cannot be replayed: nobody knows how it would have gone on"
-        )
+        raise ValueError("a trace that was stopped cannot be replayed: nobody knows how it would have gone on")
     vote = OnlineVote(settings)
     while wave := vote.next_wave():
         threshold = vote.threshold  # the last trace of the warm-up sets the next wave's
@@ -60,6 +58,14 @@ def stopped_below(trace: ScoredTrace, measure: str, threshold: float | None) -> 
     if tokens is None:
         return trace
     return replace(trace, answer=None, num_tokens=tokens, was_stopped=True, confidence={}, is_right=None)
+
+
+def _numbered(traces: Sequence[ScoredTrace]) -> list[ScoredTrace]:
+    """The traces with their places as indices."""
+    return [
+        trace if trace.sample_index == index else replace(trace, sample_index=index)
+        for index, trace in enumerate(traces)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -95,11 +101,12 @@ def curve(
     interval over problems has to cover.
 
     Raises:
-        ValueError: where a problem has fewer traces than a budget, or one whose verdict is not known.
+        ValueError: where a problem has fewer traces than a budget, or one whose verdict is not known, or that was not
+            measured as the others were.
     """
     if any(trace.is_right is None for traces in problems for trace in traces):
         raise ValueError("a curve needs the verdict of every trace")
-    measures = [name for name in MEASURES if all(name in trace.confidence for traces in problems for trace in traces)]
+    measures = [name for name in MEASURES if any(name in trace.confidence for traces in problems for trace in traces)]
     orders = [_orders(traces, (seed, number), num_orders) for number, traces in enumerate(problems)]
     points = [_single(problems)]
     for budget in budgets:
@@ -117,7 +124,7 @@ def curve(
 
 def _orders(traces: Sequence[ScoredTrace], seed: tuple[int, int], num_orders: int) -> list[list[ScoredTrace]]:
     generator = np.random.default_rng(seed)
-    return [[traces[index] for index in generator.permutation(len(traces))] for _ in range(num_orders)]
+    return [_numbered([traces[index] for index in generator.permutation(len(traces))]) for _ in range(num_orders)]
 
 
 def _single(problems: Sequence[Sequence[ScoredTrace]]) -> CurvePoint:
