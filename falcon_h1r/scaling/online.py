@@ -3,7 +3,9 @@
     1. Draw the warm-up traces to their ends.
     2. s = the percentile 100 * (1 - keep_share) of their lowest groups.
     3. Draw the next wave; end each of its traces at the first token whose group is below s.
-    4. Vote. Stop where the leader holds `consensus_share` of the votes, or the budget is spent; else go on at 3.
+    4. Stop where the leading answer holds `consensus_share` of the votes by `trace_score`, or the budget is spent;
+       else go on at 3.
+    5. Vote.
 
 Whatever draws the traces asks for the next wave, draws it, and tells of each trace as it ends:
 
@@ -82,7 +84,7 @@ class OnlineResult:
     num_stopped: int
     tokens: int  # drawn, those of stopped traces included
     threshold: float | None
-    consensus: float  # the leader's share of the votes by `trace_score`, at the end
+    consensus: float  # the leader's share of all votes by `trace_score`, at the end
     ended_by: str  # consensus, where it left traces undrawn; else budget
     votes: Mapping[str, Vote]  # majority and each score's
     tokens_saved_by_confidence: float  # what stopped traces did not draw
@@ -155,7 +157,7 @@ class OnlineVote:
             num_stopped=len(stopped),
             tokens=sum(trace.num_tokens for trace in traces),
             threshold=self.threshold,
-            consensus=self._vote().share,
+            consensus=self._agreement().share,
             ended_by="consensus" if num_undrawn else "budget",
             votes=votes_side_by_side(traces, self.settings.measure, self.settings.vote_share),
             tokens_saved_by_confidence=len(stopped) * mean_tokens - sum(trace.num_tokens for trace in stopped),
@@ -170,14 +172,14 @@ class OnlineVote:
         if drawn == settings.warmup_traces:
             lowest = [self._confidence(trace).lowest_group for trace in self._in_order()]
             self.threshold = stop_threshold(lowest, settings.keep_share)
-        vote = self._vote()
+        vote = self._agreement()
         if vote.winner is not None and vote.share >= settings.consensus_share:
             return
         self._wave = range(drawn, min(drawn + settings.wave_traces, settings.num_traces))
 
-    def _vote(self) -> Vote:
-        settings = self.settings
-        return weighted_vote(self._in_order(), settings.trace_score, settings.measure, settings.vote_share)
+    def _agreement(self) -> Vote:
+        """All votes, whatever `vote_share` says: that the best few agree, or the one that is best, is no consensus."""
+        return weighted_vote(self._in_order(), self.settings.trace_score, self.settings.measure)
 
     def _falls_below(self, trace: ScoredTrace, threshold: float) -> bool:
         return self._confidence(trace).tokens_until_below(threshold) is not None

@@ -53,7 +53,7 @@ def weighted_vote(traces: Sequence[ScoredTrace], score: str, measure: str, vote_
     voters = _voters(traces)
     scores = [score_of(trace, score, measure) for trace in voters]
     if voters and vote_share < 1.0:
-        num_best = max(1, math.ceil(vote_share * len(voters) - 1e-9))  # 0.1 * 30 is above 3 in floating point
+        num_best = max(1, math.ceil(vote_share * len(voters) - 1e-9))  # 0.28 * 25 is above 7 in floating point
         cut = sorted(scores, reverse=True)[num_best - 1]
         voters = [trace for trace, value in zip(voters, scores, strict=True) if value >= cut]
         scores = [value for value in scores if value >= cut]
