@@ -1,4 +1,4 @@
-"""DeepConf while the traces of one problem are drawn (arXiv 2508.15260, algorithm 2): a state machine, no engine.
+"""DeepConf while the traces of one problem are drawn (arXiv 2508.15260): a state machine, no engine.
 
     1. Draw the warm-up traces to their ends.
     2. s = the percentile 100 * (1 - keep_share) of their lowest groups.

@@ -1,4 +1,4 @@
-"""What a problem's traces agree on, each counted once or by its confidence (arXiv 2508.15260, section 3.2).
+"""What a problem's traces agree on, each counted once or by its confidence (DeepConf, arXiv 2508.15260).
 
     V(a) = sum over traces that answer a of w(trace),   majority: w = 1,   weighted: w = the trace's score
 
