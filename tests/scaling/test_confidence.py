@@ -210,6 +210,10 @@ def test_no_stop_uses_a_later_token(
         )
 
 
+def test_only_what_is_lower_than_all_before_is_a_record() -> None:
+    assert summarise(np.array([4.0, 4.0, 5.0, 2.0, 2.0, 4.0]), 1, "mean").minima == ((0, 4.0), (3, 2.0))
+
+
 def test_a_group_equal_to_the_threshold_goes_on() -> None:
     summary = summarise(np.array([3.0, 2.0, 1.0]), 1, "mean")
     assert summary.tokens_until_below(2.0) == 3
