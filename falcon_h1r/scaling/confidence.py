@@ -1,4 +1,4 @@
-"""How sure the model was, token by token and window by window (DeepConf, arXiv 2508.15260, section 2).
+"""How sure the model was, token by token and window by window (DeepConf, arXiv 2508.15260).
 
     C_t = -(1/k) sum_j log p_t(j)   over the k best tokens of position t: measure `top_k`
     C_t = log p_t(token drawn)      measure `sampled`: what the engine gives with the token; nothing to compute
