@@ -8,7 +8,7 @@ from falcon_h1r.types import InputError
 
 BENCHMARK_KINDS = (
     *("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "curation", "packing"),
-    *("rollouts", "grpo_step", "long_tail", "ablations"),
+    *("rollouts", "grpo_step", "long_tail", "ablations", "throughput", "scaling"),
 )
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")
@@ -35,6 +35,11 @@ def check_benchmark(benchmark: BenchmarkSuiteConfig) -> None:
             raise InputError(f"benchmark.{key}={bounds}: has to be the least and the most, from 1 up")
     for key in ("rollout_prompts", "rollout_samples"):
         at_least(f"benchmark.{key}", getattr(benchmark, key), 1)
+    for index, case in enumerate(benchmark.throughput_cases):
+        for name, least in (("input_tokens", 2), ("output_tokens", 2), ("batch", 1)):
+            at_least(f"benchmark.throughput_cases[{index}].{name}", getattr(case, name), least)
+    if not 0 < benchmark.throughput_scale <= 1:
+        raise InputError(f"benchmark.throughput_scale={benchmark.throughput_scale}: has to be above 0 and at most 1")
     for length in benchmark.row_lengths:
         at_least("benchmark.row_lengths", length, 64)  # of up to 16 documents
 

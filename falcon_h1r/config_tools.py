@@ -21,6 +21,15 @@ class DoctorConfig:
 
 
 @dataclass
+class ThroughputCaseConfig:
+    """One line of suite=throughput."""
+
+    input_tokens: int = 512
+    output_tokens: int = 32_768
+    batch: int = 32
+
+
+@dataclass
 class BenchmarkSuiteConfig:
     """What recipes/benchmark.py measures or collects, and the page it writes; suite=NAME chooses a preset."""
 
@@ -62,6 +71,14 @@ class BenchmarkSuiteConfig:
     rollout_slots: list[int] = field(default_factory=lambda: [256, 512])  # of our sampler, each measured
     rollout_graphs: bool = False  # our decode steps as CUDA graphs
     rollout_batches: list[int] = field(default_factory=lambda: [64, 128, 512])  # of generate; empty: it is left out
+
+    # Of throughput: the model at model.path, or random weights of model.architecture, on evaluate.engine.
+    throughput_cases: list[ThroughputCaseConfig] = field(default_factory=list)
+    throughput_scale: float = 1.0  # all lengths are multiplied by it
+
+    # Of scaling: GRPO's models of `runs`, one set of samples for each of `seeds`.
+    scaling_problems: int = 200  # of each run's held-out ones
+    scaling_traces: int = 32  # of each, which is the budget, too
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])

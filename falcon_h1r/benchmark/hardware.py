@@ -21,6 +21,8 @@ GPU_BF16_FLOPS = {
 }
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 MATMUL_RUNS = 4
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+COPY_RUNS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,29 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak:
         if known:
             model = max(known, key=len)
             return Peak(GPU_BF16_FLOPS[model], f"{model}, dense bfloat16, data sheet")
+    return measured_peak(device, dtype)
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The best rate of a large product."""
     size = MATMUL_SIZE[device.type]
     what = f"{size} x {size} product in {str(dtype).removeprefix('torch.')}, best of {MATMUL_RUNS}, measured"
     threads = "" if device.type == "cuda" else f" on {_threads(torch.get_num_threads())}"
     return Peak(_matmul_rate(device, dtype, size), what + threads)
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of the best of some copies of a block that no cache holds."""
+    source = torch.randn(COPY_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(1 + COPY_RUNS):
+        started = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * source.nbytes / best
 
 
 def faster(one: Peak, other: Peak) -> Peak:

@@ -97,7 +97,7 @@ class LongTailed(TorchSampler):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._running.is_stop[:] = False
+        self.ignore_stop_tokens()
 
     def submit(self, requests: Iterable[RolloutRequest]) -> None:
         super().submit(replace(each, max_response_tokens=given_length(*each.key)) for each in requests)

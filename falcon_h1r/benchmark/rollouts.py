@@ -153,7 +153,7 @@ class TimedSampler(TorchSampler):
 
     def __init__(self, *arguments: Any, clock: Callable[[], float], **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._running.is_stop[:] = False
+        self.ignore_stop_tokens()
         self.clock, self.seconds = clock, {"prefill": 0.0, "decode": 0.0, "drawing": 0.0}
 
     def _fork(self, groups: Any) -> None:
@@ -211,9 +211,15 @@ def sample_ours(
 def bandwidth_bound(
     model: FalconH1ForCausalLM, requests: list[RolloutRequest], slots: int, bytes_per_second: float
 ) -> float:
-    """Tokens a second if a step did nothing but read weights and caches, and read and write states.
+    """Tokens a second if a step did nothing but move `step_bytes`, every slot holding the mean rollout half-way."""
+    tokens = sum(len(request.prompt.input_ids) + (request.max_response_tokens or 0) / 2 for request in requests)
+    return slots * bytes_per_second / step_bytes(model, slots, tokens / len(requests))
 
-    Every slot holds the mean rollout half-way through; falcon_h1r.planning.rollouts has the same for a plan.
+
+def step_bytes(model: FalconH1ForCausalLM, slots: int, mean_tokens: float) -> float:
+    """What a decode step has to move: weights but for the embedding's, states read and written, caches read.
+
+    falcon_h1r.planning.rollouts has the same for a plan.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     weights -= model.model.embed_tokens.weight.numel() * model.model.embed_tokens.weight.element_size()
@@ -221,9 +227,7 @@ def bandwidth_bound(
     cache.reserve(1)
     state = sum(each.ssm.nbytes + each.conv.nbytes for each in cache.layers)
     entry = sum(each.keys.nbytes + each.values.nbytes for each in cache.layers) / cache.capacity
-    tokens = sum(len(request.prompt.input_ids) + (request.max_response_tokens or 0) / 2 for request in requests)
-    traffic = weights + slots * (2 * state + entry * tokens / len(requests))
-    return slots * bytes_per_second / traffic
+    return weights + slots * (2 * state + entry * mean_tokens)
 
 
 # -----------------------------------------------------------------------------

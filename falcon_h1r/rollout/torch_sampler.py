@@ -115,6 +115,10 @@ class TorchSampler:
         """Whether it samples with the trainer's own module."""
         return not self.has_copy
 
+    def ignore_stop_tokens(self) -> None:
+        """Let every rollout run to its limit, or its stop string: what a benchmark of given lengths wants."""
+        self._running.is_stop[:] = False
+
     @property
     def free_slots(self) -> int:
         return max(0, self.max_slots - len(self._running) - len(self._waiting))

@@ -226,7 +226,7 @@ def run_out(sampler: TorchSampler, step: int) -> list[Rollout]:
 
 def endless(sampler: TorchSampler) -> TorchSampler:
     """One for which no token ends a response."""
-    sampler._running.is_stop[:] = False
+    sampler.ignore_stop_tokens()
     return sampler
 
 
