@@ -86,7 +86,7 @@ class Measured:
 
 
 def run_throughput_suite(config: Config, folder: Path, world: World) -> None:
-    """Measure every case and write the page."""
+    """Measure every case; the page is written after each."""
     settings, device = config.benchmark, world.device
     cases = [scaled(case, settings.throughput_scale) for case in settings.throughput_cases]
     model, tokenizer = None, None
@@ -113,8 +113,8 @@ def run_throughput_suite(config: Config, folder: Path, world: World) -> None:
                 by_memory = num_bytes / limits.bytes_per_second >= flops / limits.flops_per_second
                 found.bound_by = "memory" if by_memory else "arithmetic"
             measured.append(found)
-    page = render(settings, measured, limits, description, environment(device), command_line())
-    Path(settings.page).write_text(page)
+            page = render(settings, measured, limits, description, environment(device), command_line())
+            Path(settings.page).write_text(page)
 
 
 def opened_model(config: Config, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:

@@ -1,6 +1,6 @@
 """On a GPU: decode steps by the fused updates and as CUDA graphs agree with the torch path.
 
-`python -m pytest -m gpu`. None of it has run yet.
+`python -m pytest -m gpu`. It has passed on an H200, without causal-conv1d.
 """
 
 from __future__ import annotations
