@@ -19,7 +19,7 @@ _CHOICE_LINE = re.compile(r"^[ \t]*(?:\(([A-Z])\)|([A-Z])[.)])[ \t]+(\S.*)$", re
 _STATED = re.compile(r"answer(?:[ \t]+is)?[ \t]*:?[ \t]*[*_$]{0,3}[ \t]*(?:\(([A-Z])\)|([A-Z])\b)", re.IGNORECASE)
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit|rm|bf)\b")
-_LETTER = re.compile(r"\(?([A-Z])(?:[).:,].*|\s+\S.*)?", re.DOTALL)
+_LETTER = re.compile(r"\(([A-Z])\)|([A-Z])(?:[.):,]|$)")
 _LETTER_ALONE = re.compile(r"[\s*_$(]*([A-Z])[\s*_$).:]*")
 
 
@@ -89,11 +89,6 @@ def _as_letter(text: str, choices: Mapping[str, str]) -> str | None:
     by_text = [letter for letter, choice in choices.items() if choice.casefold() == bare.casefold()]
     if len(by_text) == 1:
         return by_text[0]
-    letter = _LETTER.fullmatch(bare) or _LETTER.fullmatch(bare.upper() if len(bare) < 4 else "")
-    if letter is None or letter[1] not in (choices or string.ascii_uppercase):
-        return None
-    rest = bare[letter.end(1) :].lstrip(" ).:,")
-    if rest and choices and bare[0] != "(" and rest.casefold() != choices[letter[1]].casefold():
-        is_marked = bare[letter.end(1)] in ").:"
-        return letter[1] if is_marked else None  # "A cat" names no choice
-    return letter[1]
+    found = _LETTER.match(bare if len(bare) > 3 else bare.upper())
+    letter = next(filter(None, found.groups())) if found else None
+    return letter if letter in (choices or set(string.ascii_uppercase)) else None
