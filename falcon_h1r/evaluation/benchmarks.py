@@ -23,7 +23,10 @@ from falcon_h1r.types import InputError, Problem
 from falcon_h1r.verifier import check_gold
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
-DEFAULT_URL, DEFAULT_MODEL = "http://localhost:8000/v1", "MODEL"  # in a bridge's command, where evaluate.endpoint says none
+DEFAULT_URL, DEFAULT_MODEL = (
+    "http://localhost:8000/v1",
+    "MODEL",
+)  # in a bridge's command, where evaluate.endpoint says none
 
 
 def tasks_of(config: Config) -> list[Task]:
@@ -72,9 +75,7 @@ def _chosen(evaluate: EvaluateConfig) -> dict[str, BenchmarkConfig]:
             there_are = ", ".join(evaluate.benchmarks) or "none"
             raise InputError(f"evaluate.only={name}: no such benchmark (there are: {there_are})")
     return {
-        name: benchmark
-        for name, benchmark in evaluate.benchmarks.items()
-        if not evaluate.only or name in evaluate.only
+        name: benchmark for name, benchmark in evaluate.benchmarks.items() if not evaluate.only or name in evaluate.only
     }
 
 
@@ -194,7 +195,9 @@ def _notes_of_scorer(key: str, scorer: str, problems: Sequence[Problem]) -> list
     if scorer in ("code", "instructions"):
         for problem in problems:
             if problem.tests is None:
-                raise InputError(f"{key}.scorer={scorer}: problem {problem.uid} has no tests; data.tests_field says where")
+                raise InputError(
+                    f"{key}.scorer={scorer}: problem {problem.uid} has no tests; data.tests_field says where"
+                )
         undecidable = describe_undecidable(problems) if scorer == "instructions" else None
         return [] if undecidable is None else [undecidable]
     if not all(problem.verifiable for problem in problems):
