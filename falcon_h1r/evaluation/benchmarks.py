@@ -1,7 +1,7 @@
 """The benchmarks of a run: from `evaluate.benchmarks`, or from `evaluate.data`, to tasks.
 
-What needs a model that judges, or an agent's harness, is bridged: it is listed with the command that runs it against the
-endpoint which serves the model, and never counted as run here. docs/benchmarks_protocol.md has the protocol.
+What needs a model that judges, or an agent's harness, is bridged: it is listed with the command that runs it against
+the endpoint which serves the model, and never counted as run here. docs/benchmarks_protocol.md has the protocol.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Written anew from what each instruction says. Left undecided, as they take a trained tagger, a dictionary of syllables,
 or another's list of words: words:start_verb, words:odd_even_syllables, format:emoji, ratio:stop_words and
-ratio:overlap (whose band of two percent hangs on the tokenizer). Sentences are divided by `instructions_text.sentences`.
+ratio:overlap (whose band of two percent hangs on the tokenizer). `instructions_text.sentences` divides sentences.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 r"""Multiple choice: the letter that a response settles on, after its thinking.
 
 Looked for in this order, the last of each kind: a box (\boxed{C}, \boxed{\text{(C) 12}}, or the text of one of the
-choices); "Answer: C", "the answer is (C)"; a letter in brackets, (C); a response that is nothing but a letter. A box that
-holds none of the choices is the answer all the same, and wrong.
+choices); "Answer: C", "the answer is (C)"; a letter in brackets, (C); a response that is nothing but a letter. A box
+that holds none of the choices is the answer all the same, and wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Programs: right where all tests of the problem pass in the sandbox. Nobody votes, as no two programs are equal.
 
-Tests are those that `falcon_h1r.verifier.code` reads (standard input and output, or calls), or HumanEval's: the beginning
-of a function, a `check(candidate)` written in Python, and the function's name.
+Tests are those that `falcon_h1r.verifier.code` reads (standard input and output, or calls), or HumanEval's: the
+beginning of a function, a `check(candidate)` written in Python, and the function's name.
 """
 
 from __future__ import annotations

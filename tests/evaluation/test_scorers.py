@@ -156,7 +156,8 @@ METHOD = problem_with(
 EVAL_ROW = {
     "prompt": (
         "from typing import List\n\n\ndef base(x):\n    return x + 1\n\n\n"
-        'def after(values: List[int]) -> List[int]:\n    """ Each by one more.\n    ```\n    >>> after([1])\n    [2]\n    """\n'
+        'def after(values: List[int]) -> List[int]:\n    """ Each by one more.\n    ```\n'
+        '    >>> after([1])\n    [2]\n    """\n'
     ),
     "test": (
         "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n    assert candidate([]) == []\n"
