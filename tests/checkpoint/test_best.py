@@ -138,6 +138,7 @@ def evaluating(config: Config, values: dict[int, float], monkeypatch: pytest.Mon
     monkeypatch.setattr(TrainingRun, "__init__", begin)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_best_of_the_whole_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

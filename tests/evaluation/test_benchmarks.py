@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +120,17 @@ def every_benchmark() -> Config:
     return composed(*(f"+benchmark@evaluate.benchmarks.{name}={name}" for name in BENCHMARKS))
 
 
+@pytest.fixture(scope="module")
+def preset() -> Config:
+    """The report's, with a file of one's own, and a benchmark more under another name."""
+    return composed(
+        "+evaluation=h1r",
+        "evaluate.benchmarks.aime24.data.path=x.jsonl",
+        "+benchmark@evaluate.benchmarks.seven=bbh_logic",
+        "evaluate.benchmarks.seven.data.subset=logical_deduction_seven_objects",
+    )
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -162,25 +175,23 @@ def test_a_files_path_is_all_that_a_benchmark_needs(every_benchmark: Config, tmp
     assert "{question}" in task.prompt
 
 
-def test_overrides_of_the_command_line_reach_a_presets_benchmark() -> None:
-    config = composed("+evaluation=h1r", "evaluate.benchmarks.aime24.data.path=x.jsonl", "evaluate.only=[aime24]")
+def test_overrides_of_the_command_line_reach_a_presets_benchmark(preset: Config) -> None:
+    config = copy.deepcopy(preset)
+    config.evaluate.only = ["aime24"]
     assert as_local(config.evaluate.benchmarks["aime24"].data).format is None
     assert "x.jsonl: no such file" in refused(config)
 
 
-def test_one_benchmark_serves_under_several_names() -> None:
-    key = "benchmarks.seven"
-    config = composed(
-        f"+benchmark@evaluate.{key}=bbh_logic", f"evaluate.{key}.data.subset=logical_deduction_seven_objects"
-    )
-    assert config.evaluate.benchmarks["seven"].data.subset == "logical_deduction_seven_objects"
+def test_one_benchmark_serves_under_several_names(preset: Config) -> None:
+    assert preset.evaluate.benchmarks["seven"].data.subset == "logical_deduction_seven_objects"
+    assert preset.evaluate.benchmarks["seven"].scorer == "choice"
 
 
-def test_the_preset_is_the_reports_protocol() -> None:
-    config = composed("+evaluation=h1r")
-    evaluate = config.evaluate
+def test_the_preset_is_the_reports_protocol(preset: Config) -> None:
+    evaluate = preset.evaluate
     assert (evaluate.temperature, evaluate.top_p) == (0.6, 0.95)
     protocol = {name: (one.num_samples, one.max_response_tokens) for name, one in evaluate.benchmarks.items()}
+    del protocol["seven"]
     assert protocol == {
         **dict.fromkeys(("aime24", "aime25", "hmmt25", "amo_bench"), (16, 65_536)),
         "gpqa_diamond": (5, 32_768),
@@ -189,18 +200,23 @@ def test_the_preset_is_the_reports_protocol() -> None:
         **dict.fromkeys(("math500", "ifbench"), (1, 32_768)),
         **dict.fromkeys(("scicode", "hle", "terminal_bench_hard"), (1, 65_536)),
     }
-    assert composed("experiment=falcon_h1r_7b").evaluate == evaluate
 
 
-def test_published_averages_are_those_of_the_published_scores() -> None:
-    evaluate = composed("+evaluation=h1r").evaluate
+def test_the_7b_recipe_is_evaluated_by_it(preset: Config) -> None:
+    mine = copy.deepcopy(preset.evaluate)
+    del mine.benchmarks["seven"]
+    mine.benchmarks["aime24"].data.path = "HuggingFaceH4/aime_2024"
+    assert composed("experiment=falcon_h1r_7b").evaluate == mine
+
+
+def test_published_averages_are_those_of_the_published_scores(preset: Config) -> None:
+    evaluate = preset.evaluate
     for name, group in evaluate.groups.items():
         scores = [evaluate.benchmarks[benchmark].reference_score for benchmark in group.benchmarks]
         mean = sum(score for score in scores if score is not None) / len(scores)
         assert group.reference_score == pytest.approx(mean, abs=0.02), name  # printed scores are rounded
-    assert sorted(name for group in evaluate.groups.values() for name in group.benchmarks) == sorted(
-        evaluate.benchmarks
-    )
+    grouped = [name for group in evaluate.groups.values() for name in group.benchmarks]
+    assert sorted([*grouped, "seven"]) == sorted(evaluate.benchmarks)
 
 
 # -----------------------------------------------------------------------------
@@ -286,12 +302,10 @@ def test_a_benchmark_without_its_file_names_the_key(every_benchmark: Config, tmp
 def test_a_hub_dataset_that_cannot_be_had_names_the_key(
     every_benchmark: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import datasets
-
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("no network\nat all")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=unreachable))
     config = copy.deepcopy(every_benchmark)
     config.evaluate.only = ["aime24"]
     assert refused(config) == (

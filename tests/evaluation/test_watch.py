@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from falcon_h1r.checkpoint import publish_model
 from falcon_h1r.checkpoint.best import BestMark, read_best
 from falcon_h1r.checkpoint.files import partial_folder, step_folder
 from falcon_h1r.checkpoint.models import publish_policy
+from falcon_h1r.checkpoint.saver import Saver
+from falcon_h1r.checkpoint.state import generator_states
+from falcon_h1r.checkpoint.stored import StoredState
 from falcon_h1r.checkpoint.stored_model import publish_stored
 from falcon_h1r.config import Config, LoRAConfig, ModelConfig
-from falcon_h1r.distributed.engine import Engine
+from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
@@ -32,19 +35,19 @@ from falcon_h1r.sft.loop import train_sft
 from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
 from falcon_h1r.types import InputError
 from tests.checkpoint.conftest import make_config
+from tests.checkpoint.test_saver import fragments, shared_state
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
-def start_run(tiny_model: Any, tokenizer: Any, random_documents: Any, tmp_path: Path) -> Callable[..., Path]:
-    """Trains an SFT run with a checkpoint of every second step in a folder of its own, whole or cut off."""
+def train_run(tiny_model: Any, tokenizer: Any, random_documents: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Trains an SFT run in a folder of its own, with a checkpoint of every second step and a model in the end."""
     documents = random_documents([20, 7, 13, 4, 31, 9, 16, 25])
 
-    def run(num_steps: int = 6, finish: bool = True, world: World = ALONE, **changes: Any) -> Path:
+    def run(num_steps: int, world: World = ALONE, **changes: Any) -> Path:
         folder = tmp_path / "runs" / "mine"
         config = make_config()
-        config.checkpoint = replace(config.checkpoint, keep=100, **changes.pop("checkpoint", {}))
         config.model = replace(ModelConfig(path=str(folder / "base"), dtype="float32"), **changes)
         if world.is_main:
             publish_model(tiny_model.float(), tokenizer, folder / "base")
@@ -59,11 +62,43 @@ def start_run(tiny_model: Any, tokenizer: Any, random_documents: Any, tmp_path: 
             TrainingRun(config, "sft", folder, engine, tracker, dict) as training,
         ):
             train_sft(training, documents, config.sft, seed=0)
-        if finish:
-            publish_policy(engine, tokenizer, folder / "model")
+        publish_policy(engine, tokenizer, folder / "model")
         return folder
 
     return run
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A run as its folder shows it: checkpoints of one weight after steps 2, 4 and 6, and perhaps a model."""
+
+    def publish(checkpoint: Path, settings: ModelConfig, folder: Path, seed: int) -> Path:
+        with StoredState(checkpoint) as stored:
+            return write_model(folder, stored.read("weight", "weight", 0, 4))
+
+    monkeypatch.setattr(watching, "publish_stored", publish)
+
+    def make(finish: bool = True, **checkpoint: Any) -> Path:
+        folder = tmp_path / "runs" / "mine"
+        config = Config(model=ModelConfig(path="base"), checkpoint=CheckpointConfig(keep=100, **checkpoint))
+        saving = Saver(folder / CHECKPOINTS, config.checkpoint, ALONE)
+        for step in (2, 4, 6):
+            saving.start(fragments(ALONE, float(step)), generator_states(), shared_state(step))
+            saving.wait()
+        (folder / "config.yaml").touch()
+        monkeypatch.setattr(watching, "_read_config", lambda path: config)
+        (folder / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 7)))
+        if finish:
+            write_model(folder / "model", torch.full((4,), 6.0))
+        return folder
+
+    return make
+
+
+def write_model(folder: Path, weight: torch.Tensor) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"weight": weight}, folder / "model.safetensors")
+    return folder
 
 
 class Evaluation:
@@ -104,12 +139,17 @@ def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"dtype": "bfloat16"}, {"lora": LoRAConfig(rank=2)}], ids=["float32", "bfloat16", "lora"]
+    "changes",
+    [
+        pytest.param({}, id="float32"),
+        pytest.param({"dtype": "bfloat16"}, id="bfloat16", marks=pytest.mark.slow),
+        pytest.param({"lora": LoRAConfig(rank=2)}, id="lora", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoints_model_is_the_one_that_would_be_handed_over(
-    start_run: Callable[..., Path], changes: dict[str, Any]
+    train_run: Callable[..., Path], changes: dict[str, Any]
 ) -> None:
-    run = start_run(num_steps=4, **changes)
+    run = train_run(num_steps=4, **changes)
     settings = WatchedRun.open(run).model
     published = publish_stored(step_folder(run / CHECKPOINTS, 4), settings, run / "again")
     handed_over = load_file(run / "model" / "model.safetensors")
@@ -119,18 +159,20 @@ def test_a_checkpoints_model_is_the_one_that_would_be_handed_over(
     assert (published / "chat_template.jinja").exists() == (run / "model" / "chat_template.jinja").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_two_ranks_have_sharded_is_read_whole(
-    start_run: Callable[..., Path], run_on_ranks: Any, tmp_path: Path
+    train_run: Callable[..., Path], run_on_ranks: Any, tmp_path: Path
 ) -> None:
-    run_on_ranks(2, lambda world: str(start_run(num_steps=2, world=world)))
+    run_on_ranks(2, lambda world: str(train_run(num_steps=2, world=world)))
     run = tmp_path / "runs" / "mine"
     assert len(list(step_folder(run / CHECKPOINTS, 2).glob("rank_*.safetensors"))) == 2
     published = publish_stored(step_folder(run / CHECKPOINTS, 2), WatchedRun.open(run).model, tmp_path / "again")
     assert same_weights(load_file(published / "model.safetensors"), load_file(run / "model" / "model.safetensors"))
 
 
-def test_another_models_checkpoint_is_refused(start_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = start_run(num_steps=2, lora=LoRAConfig(rank=2))
+@pytest.mark.slow
+def test_another_models_checkpoint_is_refused(train_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = train_run(num_steps=2, lora=LoRAConfig(rank=2))
     with pytest.raises(InputError, match="it holds another model's state"):
         plain = replace(WatchedRun.open(run).model, lora=LoRAConfig())
         publish_stored(step_folder(run / CHECKPOINTS, 2), plain, tmp_path / "again")
@@ -141,9 +183,9 @@ def test_another_models_checkpoint_is_refused(start_run: Callable[..., Path], tm
 
 
 def test_every_checkpoint_is_scored_once_and_the_job_ends_with_the_run(
-    start_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, evaluation = start_run(), Evaluation({2: 0.25})
+    run, evaluation = make_run(), Evaluation({2: 0.25})
     watch(watching_config(run), ALONE, evaluation)
     assert evaluation.steps == [2, 4, 6]  # the model that was handed over is that of step 6
     assert [(row["stage"], row["step"], row["pass_at_1"], row["tiny.tokens_generated"]) for row in rows_of(run)] == [
@@ -165,23 +207,23 @@ def test_every_checkpoint_is_scored_once_and_the_job_ends_with_the_run(
     assert again.steps == []
 
 
-def test_a_final_model_without_a_checkpoint_is_scored_too(start_run: Callable[..., Path]) -> None:
-    run, evaluation = start_run(), Evaluation()
+def test_a_final_model_without_a_checkpoint_is_scored_too(make_run: Callable[..., Path]) -> None:
+    run, evaluation = make_run(), Evaluation()
     shutil.rmtree(run / CHECKPOINTS)
     watch(watching_config(run), ALONE, evaluation)
     assert evaluation.steps == [6]
     assert (run / "model").is_dir()
 
 
-def test_without_anything_new_the_job_ends(start_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    run, evaluation = start_run(finish=False), Evaluation()
+def test_without_anything_new_the_job_ends(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run, evaluation = make_run(finish=False), Evaluation()
     watch(watching_config(run, idle_minutes=0.0), ALONE, evaluation)
     assert evaluation.steps == [2, 4, 6]
     assert "nothing new for 0 minutes" in capsys.readouterr().out
 
 
-def test_what_comes_while_it_waits_is_scored(start_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    run, evaluation = start_run(finish=False), Evaluation()
+def test_what_comes_while_it_waits_is_scored(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, evaluation = make_run(finish=False), Evaluation()
     late = step_folder(run / CHECKPOINTS, 6)
     aside = partial_folder(late)
     late.rename(aside)  # not whole yet: it has no name
@@ -192,7 +234,7 @@ def test_what_comes_while_it_waits_is_scored(start_run: Callable[..., Path], mon
         if len(waits) == 2:
             aside.rename(late)
         if len(waits) == 3:
-            publish_model(load_model(ModelConfig(path=str(run / "base")), ALONE.device), _tokenizer(run), run / "model")
+            write_model(run / "model", torch.zeros(4))
 
     monkeypatch.setattr(watching, "_wait", come_on)
     watch(watching_config(run), ALONE, evaluation)
@@ -200,16 +242,10 @@ def test_what_comes_while_it_waits_is_scored(start_run: Callable[..., Path], mon
     assert waits == [2, 2, 3]
 
 
-def _tokenizer(run: Path) -> Any:
-    from falcon_h1r.model.load import load_tokenizer
-
-    return load_tokenizer(ModelConfig(path=str(run / "base")))
-
-
 def test_one_that_is_rotated_away_while_it_is_read_is_passed_over(
-    start_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, evaluation = start_run(), Evaluation()
+    run, evaluation = make_run(), Evaluation()
     publish = watching.publish_stored
 
     def rotated(checkpoint: Path, *arguments: Any) -> Path:
@@ -223,8 +259,8 @@ def test_one_that_is_rotated_away_while_it_is_read_is_passed_over(
     assert "watch: step 4 is passed over: the run has rotated it away" in capsys.readouterr().out
 
 
-def test_one_that_is_broken_is_passed_over(start_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    run, evaluation = start_run(), Evaluation()
+def test_one_that_is_broken_is_passed_over(make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run, evaluation = make_run(), Evaluation()
     path = step_folder(run / CHECKPOINTS, 4) / "rank_00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     watch(watching_config(run), ALONE, evaluation)
@@ -232,8 +268,8 @@ def test_one_that_is_broken_is_passed_over(start_run: Callable[..., Path], capsy
     assert "its content is not what was written" in capsys.readouterr().out
 
 
-def test_killed_in_an_evaluation_it_goes_on_with_the_weights_it_had(start_run: Callable[..., Path]) -> None:
-    run = start_run(finish=False)
+def test_killed_in_an_evaluation_it_goes_on_with_the_weights_it_had(make_run: Callable[..., Path]) -> None:
+    run = make_run(finish=False)
 
     def killed(model: Path, folder: Path) -> dict[str, Any]:
         if folder.name == "step_000004":
@@ -252,8 +288,8 @@ def test_killed_in_an_evaluation_it_goes_on_with_the_weights_it_had(start_run: C
     assert [row["step"] for row in rows_of(run)] == [2, 4, 6]
 
 
-def test_told_to_stop_it_leaves_and_a_second_job_is_kept_out(start_run: Callable[..., Path]) -> None:
-    run = start_run(finish=False)
+def test_told_to_stop_it_leaves_and_a_second_job_is_kept_out(make_run: Callable[..., Path]) -> None:
+    run = make_run(finish=False)
 
     class Stopping(Watch):
         @property
@@ -276,8 +312,8 @@ def test_told_to_stop_it_leaves_and_a_second_job_is_kept_out(start_run: Callable
 # The best
 
 
-def test_the_best_by_the_runs_own_setting_is_marked_and_its_weights_stay(start_run: Callable[..., Path]) -> None:
-    run = start_run(checkpoint={"keep_best": "watch_pass_at_1"})
+def test_the_best_by_the_runs_own_setting_is_marked_and_its_weights_stay(make_run: Callable[..., Path]) -> None:
+    run = make_run(keep_best="watch_pass_at_1")
     evaluation = Evaluation({2: 0.1, 4: 0.7, 6: 0.7})
     watch(watching_config(run), ALONE, evaluation)
     assert read_best(run / CHECKPOINTS, "watch_pass_at_1") == BestMark("watch_pass_at_1", 4, 0.7)
@@ -285,8 +321,8 @@ def test_the_best_by_the_runs_own_setting_is_marked_and_its_weights_stay(start_r
     assert same_weights(best, evaluation.weights[4])
 
 
-def test_a_metric_that_the_evaluation_lacks_is_named(start_run: Callable[..., Path]) -> None:
-    run = start_run(checkpoint={"keep_best": "watch_pass_at_9"})
+def test_a_metric_that_the_evaluation_lacks_is_named(make_run: Callable[..., Path]) -> None:
+    run = make_run(keep_best="watch_pass_at_9")
     with pytest.raises(InputError, match=r"keep_best=watch_pass_at_9 .*no such metric \(there are: pass_at_1, tiny"):
         watch(watching_config(run), ALONE, Evaluation())
 
@@ -313,11 +349,12 @@ def test_the_folder_of_a_run_is_told_from_others(tmp_path: Path) -> None:
     [("sft", None, "base/model"), ("sft", "given", None), ("grpo", None, "sft/model"), ("grpo", "given", "sft/model")],
 )
 def test_a_pipelines_stages_start_from_each_other(
-    tmp_path: Path, stage: str, path: str | None, expected: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, path: str | None, expected: str | None
 ) -> None:
     config = Config(model=ModelConfig(path=path, revision="abc"))
     (tmp_path / "run" / stage).mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(asdict(config)), tmp_path / "run" / "config.yaml")
+    (tmp_path / "run" / "config.yaml").touch()
+    monkeypatch.setattr(watching, "_read_config", lambda path: config)
     run = WatchedRun.open(tmp_path / "run" / stage)
     assert run.group == "run"
     assert run.model.path == (str(tmp_path / "run" / expected) if expected else "given")
