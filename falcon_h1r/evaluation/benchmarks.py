@@ -183,7 +183,9 @@ def _distinct(problems: Sequence[Problem], key: str) -> tuple[list[Problem], tup
             shown = shorten(problem.question)
             raise InputError(f"{key}: problem {number} has the uid {problem.uid} of another that differs ({shown!r})")
     num_repeats = len(problems) - len(kept)
-    return list(kept.values()), (f"{num_repeats} problems left out, repeats of others",) * bool(num_repeats)
+    return list(kept.values()), (f"{num_repeats} of {len(problems)} problems left out, repeats of others",) * bool(
+        num_repeats
+    )
 
 
 def _notes_of_scorer(key: str, scorer: str, problems: Sequence[Problem]) -> list[str]:

@@ -227,12 +227,15 @@ def _put_away(model: Path, best: Path | None) -> None:
 
 
 def numbers_in(summary: Mapping[str, Any]) -> dict[str, float]:
-    """A summary's numbers, and with several benchmarks those of each: `pass_at_1`, `aime24.pass_at_1`."""
-    found: dict[str, float] = {}
-    for name, value in summary.items():
-        inner = {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
-        found.update({k: v for k, v in inner.items() if isinstance(v, (int, float)) and not isinstance(v, bool)})
-    return found
+    """A summary's own numbers: `pass_at_1`, or of several benchmarks `aime24.pass_at_1`; no published ones."""
+    numbers = {
+        name: value
+        for name, value in summary.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.startswith("reference_")
+    }
+    for benchmark, its_summary in summary.get("benchmarks", {}).items():
+        numbers.update({f"{benchmark}.{name}": value for name, value in numbers_in(its_summary).items()})
+    return numbers
 
 
 # -----------------------------------------------------------------------------
@@ -241,10 +244,8 @@ def numbers_in(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _read_config(path: Path) -> Config:
     """The settings that a run was begun with."""
-    schema = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema, True)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(path)))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"{path}: not the settings of a run ({' '.join(str(error).split())[:200]})") from None
     assert isinstance(config, Config)

@@ -229,7 +229,7 @@ def test_without_benchmarks_there_is_one_task_of_ones_own_data(tmp_path: Path) -
     task = only_task(config)
     assert (task.name, task.scorer, len(task.problems), task.prompt) == ("mine", "math", 1, "{question}")
     assert (task.settings.num_samples, task.settings.max_response_tokens) == (8, 1536)
-    assert task.notes == ("1 problems left out, repeats of others",)
+    assert task.notes == ("1 of 2 problems left out, repeats of others",)
     assert "evaluate.data.path is not set" in refused(Config())
 
 

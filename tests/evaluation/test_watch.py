@@ -36,6 +36,7 @@ from falcon_h1r.training_run import CHECKPOINTS, TrainingRun, open_tracker
 from falcon_h1r.types import InputError
 from tests.checkpoint.conftest import make_config
 from tests.checkpoint.test_saver import fragments, shared_state
+from tests.conftest import TINY_ARCHITECTURE
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -48,7 +49,8 @@ def train_run(tiny_model: Any, tokenizer: Any, random_documents: Any, tmp_path: 
     def run(num_steps: int, world: World = ALONE, **changes: Any) -> Path:
         folder = tmp_path / "runs" / "mine"
         config = make_config()
-        config.model = replace(ModelConfig(path=str(folder / "base"), dtype="float32"), **changes)
+        settings = ModelConfig(path=str(folder / "base"), dtype="float32", architecture=dict(TINY_ARCHITECTURE))
+        config.model = replace(settings, **changes)
         if world.is_main:
             publish_model(tiny_model.float(), tokenizer, folder / "base")
             OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
@@ -115,7 +117,7 @@ class Evaluation:
         self.weights[step] = load_file(model / "model.safetensors")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text("{}")
-        return {"pass_at_1": self.values.get(step, 0.5), "engine": "torch", "tiny": {"tokens_generated": 7}, "ok": True}
+        return {"pass_at_1": self.values.get(step, 0.5), "engine": "torch", "benchmarks": {"tiny": {"n": 7}}}
 
 
 def watching_config(run: Path, **changes: Any) -> Config:
@@ -187,8 +189,9 @@ def test_every_checkpoint_is_scored_once_and_the_job_ends_with_the_run(
 ) -> None:
     run, evaluation = make_run(), Evaluation({2: 0.25})
     watch(watching_config(run), ALONE, evaluation)
+    assert WatchedRun.open(run).group == "mine"  # as the training has it on W&B
     assert evaluation.steps == [2, 4, 6]  # the model that was handed over is that of step 6
-    assert [(row["stage"], row["step"], row["pass_at_1"], row["tiny.tokens_generated"]) for row in rows_of(run)] == [
+    assert [(row["stage"], row["step"], row["pass_at_1"], row["tiny.n"]) for row in rows_of(run)] == [
         ("watch", 2, 0.25, 7),
         ("watch", 4, 0.5, 7),
         ("watch", 6, 0.5, 7),
@@ -362,12 +365,7 @@ def test_a_pipelines_stages_start_from_each_other(
 
 
 def test_a_summarys_numbers_by_name() -> None:
-    summary = {
-        "pass_at_1": 0.5,
-        "n": 3,
-        "who": "torch",
-        "ok": True,
-        "aime24": {"pass_at_1": 0.25, "by": {"a": 1}},
-        "l": [1],
-    }
-    assert numbers_in(summary) == {"pass_at_1": 0.5, "n": 3, "aime24.pass_at_1": 0.25}
+    one = {"pass_at_1": 0.5, "n": 3, "engine": "torch", "ok": True, "pass_at_1_interval": [0.1, 0.9]}
+    several = {"engine": "torch", "groups": [{"ours": 1.0}], "benchmarks": {"aime24": {**one, "reference_score": 88.1}}}
+    assert numbers_in(one) == {"pass_at_1": 0.5, "n": 3}
+    assert numbers_in(several) == {"aime24.pass_at_1": 0.5, "aime24.n": 3}
