@@ -53,7 +53,7 @@ def check_config(config: Config) -> None:
     _check_lora(config.model.lora)
     one_of("engine.name", config.engine.name, ("torch", "deepspeed"))
     _check_engine(config)
-    _check_checkpoint(config.checkpoint)
+    _check_checkpoint(config.checkpoint, evaluates=bool(config.sft.dev_every_steps or config.grpo.dev_every_steps))
     _check_supervision(config.supervision)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     _check_sft(config.sft)
@@ -140,10 +140,15 @@ def _check_engine(config: Config) -> None:
         raise InputError(f"engine.activation_offload=true: needs activation_checkpointing=layer, not {mode}")
 
 
-def _check_checkpoint(checkpoint: CheckpointConfig) -> None:
+def _check_checkpoint(checkpoint: CheckpointConfig, evaluates: bool) -> None:
     at_least("checkpoint.every_steps", checkpoint.every_steps, 0)
     at_least("checkpoint.every_minutes", checkpoint.every_minutes, 0.0)
     at_least("checkpoint.keep", checkpoint.keep, 1)
+    best = checkpoint.keep_best
+    if best is not None and not best.startswith(("dev_", "watch_")):
+        raise InputError(f"checkpoint.keep_best={best}: no metric of an evaluation; these begin with dev_ or watch_")
+    if best is not None and best.startswith("dev_") and not evaluates:
+        raise InputError(f"checkpoint.keep_best={best}: is never measured; set sft.dev_every_steps, or grpo's")
 
 
 def _check_supervision(supervision: SupervisionConfig) -> None:

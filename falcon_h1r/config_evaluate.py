@@ -22,11 +22,22 @@ class BenchmarkConfig:
     num_samples: int = 1
     max_response_tokens: int = 32_768
     greedy: bool = False  # one greedy answer beside the samples
+    leave_out_families: list[str] = field(default_factory=list)  # of data.family_field; how many is said at the start
     num_traces: Optional[int] = None  # budget of online DeepConf; null: scaling.num_traces
-    bridge: Optional[str] = None  # what runs it instead of us, as it needs a judge or an agent; docs/evaluation.md
+    bridge: Optional[str] = (
+        None  # the command that runs it, as it needs a judge or an agent; {url}, {model}: endpoint's
+    )
     reference_score: Optional[float] = None  # published, in percent: shown beside ours, never as ours
     reference_scaled_score: Optional[float] = None  # published, with DeepConf over 512 traces a problem
     reference_scaled_tokens: Optional[int] = None  # generated for that score, stopped traces included
+
+
+@dataclass
+class BenchmarkGroupConfig:
+    """Benchmarks whose scores are averaged, each counting once."""
+
+    benchmarks: list[str] = field(default_factory=list)
+    reference_score: Optional[float] = None  # the published average, in percent: shown beside ours, never as ours
 
 
 @dataclass
@@ -80,6 +91,7 @@ class EvaluateConfig:
     compare_with: Optional[str] = None  # another evaluation's folder: differences, paired by problem
     benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # where there are any, `data` is not read
     only: list[str] = field(default_factory=list)  # of the benchmarks; empty: all
+    groups: dict[str, BenchmarkGroupConfig] = field(default_factory=dict)  # averages over several benchmarks
 
 
 @dataclass

@@ -36,6 +36,7 @@ class CheckpointConfig:
     every_steps: int = 0  # 0: by the clock alone
     every_minutes: float = 30.0  # 0: by steps alone
     keep: int = 2  # the newest so many whole ones
+    keep_best: Optional[str] = None  # and the one nearest to the highest value of this metric: dev_... or watch_...
     asynchronous: bool = True  # training goes on while files are written
 
 

@@ -26,6 +26,7 @@ class SourceConfig:
 
     # The problem.
     question_field: str = "question"  # with messages_field, the last user's turn instead
+    starter_field: Optional[str] = None  # the beginning of a program, shown below the question where a row has one
     answer_field: Optional[str] = "answer"  # null: there is nothing to judge an answer by
     answer_after: Optional[str] = None  # the gold follows this mark ("####" in GSM8K)
     answer_in_box: bool = False  # the gold is the last \boxed{} of answer_field; without one, none is known
@@ -34,6 +35,7 @@ class SourceConfig:
     tests_fields: list[str] = field(default_factory=list)  # the same in several columns, as LiveCodeBench has them
     choices_field: Optional[str] = None  # of multiple choice, shown as A. B. ...; the gold becomes the letter
     choices: list[str] = field(default_factory=list)  # fields that are a choice each
+    shuffle_choices: bool = False  # by a hash of question and choices: where the right one always comes first
     uid_field: Optional[str] = None  # null: a hash of the question
     domain: str = "math"  # math, code, science or other; judged and mixed by this. With tests it is code
     domain_field: Optional[str] = None  # where rows say it themselves; null in a row: `domain`

@@ -20,12 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from falcon_h1r.checkpoint.best import WATCHED, remark
 from falcon_h1r.checkpoint.files import step_folder
 from falcon_h1r.checkpoint.saver import Saver
 from falcon_h1r.checkpoint.state import Rows, SharedState, config_sha256, generator_states
 from falcon_h1r.checkpoint.stored import StoredState
 from falcon_h1r.config import Config
-from falcon_h1r.data.jsonl import write_jsonl
+from falcon_h1r.data.jsonl import read_jsonl, write_jsonl
 from falcon_h1r.data.packing import Document
 from falcon_h1r.data.packing_plan import plan_rows
 from falcon_h1r.distributed.engine import Engine
@@ -35,7 +36,7 @@ from falcon_h1r.tracking import Tracker
 from falcon_h1r.types import InputError
 
 DevEvaluation = Callable[[], Mapping[str, float]]
-CHECKPOINTS = "checkpoints"  # of a run's folder
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"  # of a run's folder
 SKIPPED = "skipped"  # a step's metric: 1 where its update was left out, for a loss or gradient was not finite
 
 
@@ -112,6 +113,7 @@ class TrainingRun:
         unlogged = None
         if self._stored is not None:
             unlogged = self._load(self._stored)
+        self._remember_best()
         self._stand_at_border(unlogged)
         self.progress: ProgressReporter = self._exits.enter_context(
             self.tracker.progress(self.engine.num_steps, self.stage, "steps", completed=self.engine.steps_done)
@@ -190,6 +192,7 @@ class TrainingRun:
             self.world.watch.beat("evaluating", step)
             with self.engine.whole():
                 metrics.update(self._evaluate_dev())
+            self.saver.note(metrics, step)
         if self.saver.num_failures:
             metrics["failed_saves"] = float(self.saver.num_failures)
         self.tracker.log(metrics, step)
@@ -235,6 +238,15 @@ class TrainingRun:
                 self._carrying.restore(stored.carried_rows(self.world.rank, self.world.size))
             stored.restore_generators(self.world.rank)
         return stored.shared.unlogged
+
+    def _remember_best(self) -> None:
+        """The best evaluation so far, from the log as far as this run goes on from it."""
+        metric = self.config.checkpoint.keep_best
+        if self.world.is_main and metric is not None and not metric.startswith(WATCHED):
+            log = self.folder / METRICS
+            has_rows = log.exists() and log.stat().st_size > 0
+            rows = [row for _, row in read_jsonl(log)] if has_rows else []
+            remark(self.saver.root, metric, rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

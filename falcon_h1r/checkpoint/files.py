@@ -147,10 +147,14 @@ def saved_steps(root: Path) -> list[int]:
     return sorted(int(found[1]) for path in root.iterdir() if (found := STEP_NAME.fullmatch(path.name)))
 
 
-def rotate(root: Path, newest: int, keep: int) -> None:
-    """Keep `keep` folders up to step `newest`, which has just been written; those beyond it were found broken."""
+def rotate(root: Path, newest: int, keep: int, spared: int | None = None) -> None:
+    """Keep `keep` folders up to step `newest`, which has just been written; those beyond it were found broken.
+
+    Args:
+        spared: one more that stays.
+    """
     steps = saved_steps(root)
-    kept = [step for step in steps if step <= newest][-max(1, keep) :]
+    kept = [*[step for step in steps if step <= newest][-max(1, keep) :], spared]
     for step in steps:
         if step not in kept:
             folder = step_folder(root, step)

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from falcon_h1r.checkpoint.background import BackgroundWork
-from falcon_h1r.checkpoint.files import FileRecord, partial_folder, publish_folder, rotate, step_folder
+from falcon_h1r.checkpoint.best import BestMark, mark_if_better, nearest_step, read_best
+from falcon_h1r.checkpoint.files import (
+    FileRecord,
+    partial_folder,
+    publish_folder,
+    rotate,
+    saved_steps,
+    step_folder,
+)
 from falcon_h1r.checkpoint.state import HostCopies, Rows, SharedState, write_rank
 from falcon_h1r.config_run import CheckpointConfig
 from falcon_h1r.distributed.fragments import Fragment
@@ -69,6 +77,16 @@ class Saver:
     def is_busy(self) -> bool:
         """Whether this rank's thread still works on it."""
         return self._flight is not None and self._flight.work is not None and self._flight.work.is_busy
+
+    def note(self, metrics: Mapping[str, float], step: int) -> None:
+        """Mark the step as the best so far where `keep_best` says so. A disk that is full costs no run."""
+        metric = self.settings.keep_best
+        if not self.world.is_main or metric is None or metric not in metrics:
+            return
+        try:
+            mark_if_better(self.root, BestMark(metric, step, float(metrics[metric])))
+        except OSError as error:
+            print(f"warning: step {step} could not be marked as the best ({error}); the one before stays", flush=True)
 
     def start(
         self,
@@ -141,7 +159,13 @@ class Saver:
             self._drop(step)
             raise
         with suppress(OSError):  # what cannot be removed now, the next rotation tries again
-            rotate(self.root, step, self.settings.keep)
+            rotate(self.root, step, self.settings.keep, self._best_of(step))
+
+    def _best_of(self, newest: int) -> int | None:
+        """The checkpoint up to `newest` that stands for the best value of `keep_best`."""
+        metric = self.settings.keep_best
+        mark = read_best(self.root, metric) if metric is not None else None
+        return nearest_step([step for step in saved_steps(self.root) if step <= newest], mark.step) if mark else None
 
     def _drop(self, step: int) -> None:
         shutil.rmtree(partial_folder(step_folder(self.root, step)), ignore_errors=True)

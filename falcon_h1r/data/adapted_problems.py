@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from falcon_h1r.config_sources import SourceConfig
-from falcon_h1r.data.choices import choices_of, gold_letter, with_choices
+from falcon_h1r.data.choices import choices_of, gold_letter, shuffled, with_choices
 from falcon_h1r.data.fields import (
     Row,
     as_difficulty,
@@ -35,9 +35,13 @@ def read_problem(row: Row, source: SourceConfig, question: str, require_gold: bo
         InputError: naming the field.
     """
     tests = _tests(row, source)
+    if starter := optional_text(row, source.starter_field).strip():
+        question = f"{question.rstrip()}\n\n```python\n{starter}\n```"
     gold, verifiable = "", True
     if source.choices_field is not None or source.choices:
         labels, texts = choices_of(row, source.choices_field, source.choices)
+        if source.shuffle_choices:
+            labels, texts = shuffled(question, labels, texts)
         question = with_choices(question, texts)
         gold, verifiable = _letter(row, source, labels, texts)
     elif tests is None:

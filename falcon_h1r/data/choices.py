@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from falcon_h1r.data.fields import Row, as_text, list_of, value_of
-from falcon_h1r.types import InputError
+from falcon_h1r.types import InputError, content_hash
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
@@ -40,6 +40,12 @@ def with_choices(question: str, texts: list[str]) -> str:
     """The question, and a line for each choice."""
     shown = zip(string.ascii_uppercase, texts, strict=False)
     return "\n".join([question.rstrip(), "", *(f"{letter}. {text.strip()}" for letter, text in shown)])
+
+
+def shuffled(question: str, labels: list[str], texts: list[str]) -> tuple[list[str], list[str]]:
+    """Labels and texts in an order that depends on the question and the texts alone: the same on every machine."""
+    places = sorted(range(len(texts)), key=lambda place: content_hash(f"{question}\n{texts[place]}"))
+    return [labels[place] for place in places], [texts[place] for place in places]
 
 
 def gold_letter(answer: Any, labels: list[str], texts: list[str], name: str) -> str:

@@ -30,6 +30,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "unprovable_answers": ("answer_field",),
     "choices_field": ("answer_field",),
     "choices": ("answer_field",),
+    "shuffle_choices": ("choices_field", "choices"),
 }
 CONTRADICTIONS = (
     TRACE_KEYS,

@@ -41,6 +41,7 @@ class Task:
     system_prompt: str = ""
     greedy: bool = True  # one greedy answer beside the samples
     num_traces: int = 0  # the budget of online DeepConf; 0: none
+    notes: tuple[str, ...] = ()  # lines about it for the start of a run, and for its summary
     reference_score: float | None = None
     reference_scaled_score: float | None = None
     reference_scaled_tokens: int | None = None
