@@ -95,16 +95,16 @@ def asked_of(
     scaling: ScalingConfig,
     confidence: ConfidenceSettings | None,
     claim_traces: int,
-    model: Mapping[str, Any],
+    others: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that the rows depend on: an evaluation goes on only as it was begun.
 
     Args:
-        model: what tells it from others, its weights included.
+        others: what a task does not know: the model and its weights, the settings of the verifier.
     """
     problems = [to_row(problem) for problem in task.problems]
     asked: dict[str, Any] = {
-        "model": dict(model),
+        **others,
         "problems": {"number": len(problems), "digest": content_hash(repr(problems))},
         "sampling": asdict(task.settings),
         "prompt": task.prompt,

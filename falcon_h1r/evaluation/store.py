@@ -116,7 +116,7 @@ class Store:
         lines = []
         for shard, start, num_bytes in self._places[key]:
             if shard not in self._open:
-                self._open[shard] = self._files.enter_context(open(shard, "rb"))
+                self._open[shard] = self._files.enter_context(open(shard, "rb"))  # noqa: SIM115
             self._open[shard].seek(start)
             lines.append(self._open[shard].read(num_bytes))
         return _parse(min(lines), self._places[key][0])[1]

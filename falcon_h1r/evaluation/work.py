@@ -1,9 +1,9 @@
-"""Who does what of an evaluation: processes that see one folder take pieces of the work from each other's reach.
+"""Who does what of an evaluation: processes that see one folder claim pieces of it, and take those of the dead.
 
-A piece is claimed by making a file that is not there yet: `claims/PIECE.0`. Claims are never removed, nor written twice.
-Each names its owner, and an owner shows that it is alive by touching `owners/OWNER`. When an owner is gone, the piece
-is claimed anew under the next number, `claims/PIECE.1`; the highest number holds. So two that find the same owner gone
-cannot both have the piece, and none can take away a claim that was made a moment ago.
+A piece is claimed by making a file that is not there yet: `claims/PIECE.0`. Claims are never removed, nor written
+twice. Each names its owner, and an owner shows that it is alive by touching `owners/OWNER`. When an owner is gone, the
+piece is claimed anew under the next number, `claims/PIECE.1`; the highest number holds. So two that find the same owner
+gone cannot both have the piece, and none can take away a claim that was made a moment ago.
 
 An owner is gone when
 - its file is: it left in order, finished or stopped;
@@ -11,11 +11,12 @@ An owner is gone when
 - its file was not touched for `lost_seconds`, by the clock of whoever waits: those of two machines differ.
 
 Who was believed dead and wakes up finds the higher number before it appends a row (`holds`), and drops it. If it had
-looked just before, two rows are there in the end, of the same seed, and one of them counts (falcon_h1r.evaluation.store).
+looked just before, two rows are there in the end, of the same seed, and one of them counts (falcon_h1r.evaluation.
+store).
 
 Assumed of the file system: that of several processes only one can create a file (O_CREAT | O_EXCL; NFS from version 3
-on), that a change of a file's time reaches other machines within `lost_seconds`, and that what was written before a file
-was closed is read by whoever opens it afterwards.
+on), that a change of a file's time reaches other machines within `lost_seconds`, and that what was written before a
+file was closed is read by whoever opens it afterwards.
 """
 
 from __future__ import annotations
