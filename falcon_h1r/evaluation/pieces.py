@@ -43,12 +43,12 @@ def pieces_of(task: Task, claim_traces: int) -> list[Piece]:
     """In the order in which they are begun."""
     pieces = []
     for place, problem in enumerate(task.problems):
-        for start in range(0, task.settings.num_samples, claim_traces):
-            block = range(start, min(start + claim_traces, task.settings.num_samples))
-            keys = [RowKey(SAMPLES, problem.uid, index) for index in block]
-            if task.greedy and start == 0:
-                keys.append(RowKey(GREEDY, problem.uid, 0))
-            pieces.append(Piece(f"{place:06d}-samples-{start:06d}", problem, tuple(keys)))
+        keys = [RowKey(SAMPLES, problem.uid, index) for index in range(task.settings.num_samples)]
+        blocks = [keys[start : start + claim_traces] for start in range(0, len(keys), claim_traces)] or [[]]
+        if task.greedy:
+            blocks[0].append(RowKey(GREEDY, problem.uid, 0))
+        for number, block in enumerate(filter(None, blocks)):
+            pieces.append(Piece(f"{place:06d}-samples-{number:04d}", problem, tuple(block)))
     if task.num_traces:
         pieces += [Piece(f"{place:06d}-online", problem) for place, problem in enumerate(task.problems)]
     return pieces

@@ -19,7 +19,7 @@ from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.evaluation.judging import Judging
 from falcon_h1r.evaluation.pieces import Piece, Wanted, asked_of, missing_of, num_rows, pieces_of
 from falcon_h1r.evaluation.rows import NOT_JUDGED, confidence_of, online_row, sample_row
-from falcon_h1r.evaluation.store import ONLINE, PARTS, RowKey, Store, agree_on_what_is_asked
+from falcon_h1r.evaluation.store import ONLINE, PARTS, RowKey, Store, agree_on_what_is_asked, is_ended
 from falcon_h1r.evaluation.tasks import Judged, Task, TaskScorer
 from falcon_h1r.evaluation.work import Claims
 from falcon_h1r.progress import ProgressReporter
@@ -67,19 +67,25 @@ def run_task(
     """
     if task.num_traces and engine.confidence is None:
         raise ValueError(f"{task.name}: num_traces={task.num_traces} needs an engine that measures confidence")
-    watch = watch or Watch()
-    parts = folder / PARTS
+    watch, parts = watch or Watch(), folder / PARTS
     agree_on_what_is_asked(parts, asked_of(task, scaling, engine.confidence, work.claim_traces, others))
-    with Claims(parts, work.lost_seconds) as claims, Store(parts, claims.owner) as store:
-        completed = len(store.refresh())
-        with show(num_rows(task), completed) as progress:
-            keeper = RowKeeper(engine, scorer, claims, store)
-            with Judging(keeper.judge) as judging:
-                pieces = pieces_of(task, work.claim_traces)
-                worker = Worker(
-                    engine, task, scaling, pieces, claims, store, judging, keeper, watch, progress, num_processes
-                )
-                return worker.run(wait)
+    try:
+        with Claims(parts, work.lost_seconds) as claims, Store(parts, claims.owner) as store:
+            completed = len(store.refresh())
+            if is_ended(folder):
+                return True
+            with show(num_rows(task), completed) as progress:
+                keeper = RowKeeper(engine, scorer, claims, store)
+                with Judging(keeper.judge) as judging:
+                    pieces = pieces_of(task, work.claim_traces)
+                    worker = Worker(
+                        engine, task, scaling, pieces, claims, store, judging, keeper, watch, progress, num_processes
+                    )
+                    return worker.run(wait)
+    except FileNotFoundError:  # whoever has merged the rows has removed the parts
+        if not is_ended(folder):
+            raise
+        return True
 
 
 class RowKeeper:

@@ -13,17 +13,18 @@ The index in memory holds places, not texts: 512 traces of some problems are gig
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from falcon_h1r.data.jsonl import new_file, parse_row
-from falcon_h1r.tracking import RowFile
+from falcon_h1r.data.jsonl import json_line, new_file, parse_row
 from falcon_h1r.types import InputError, content_hash
 
 PARTS = "parts"
+SUMMARY_FILE = "summary.json"  # where it is, the evaluation has ended, and its parts may be gone
 SAMPLES, GREEDY, ONLINE = "samples", "greedy", "online"
 TEXTS = ("question", "gold", "response", "prediction", "reason")  # of a row: not kept in memory
 
@@ -57,7 +58,7 @@ class Store:
         """
         self.folder = folder
         self.online: dict[str, dict[int, Row]] = {}  # problem -> sample index -> row without its texts
-        self._own = RowFile(folder / f"rows-{owner}.jsonl")
+        self.own = folder / f"rows-{owner}.jsonl"
         self._places: dict[RowKey, list[Place]] = {}
         self._read_to: dict[Path, int] = {}
         self._files = ExitStack()
@@ -75,17 +76,25 @@ class Store:
         return key in self._places
 
     def append(self, kind: str, row: Mapping[str, Any]) -> None:
-        """Out of this process when it returns, so that no kill takes it. Other processes find it."""
-        self._own.append([{"kind": kind, "row": row}])
+        """Out of this process when it returns, so that no kill takes it. Other processes find it.
+
+        Raises:
+            InputError: where the disk does not take it. This process must append nothing more then.
+        """
+        line = memoryview(json_line({"kind": kind, "row": row}))
+        try:
+            with open(self.own, "ab", buffering=0) as file:  # closed each time: other machines see it then
+                while line:
+                    line = line[file.write(line) :]
+        except OSError as error:
+            raise InputError(f"{self.own}: cannot be written ({error.strerror})") from None
 
     def refresh(self) -> list[tuple[RowKey, int]]:
         """Read what has come since; returns the new keys with their rows' tokens.
 
         Raises:
-            OSError: where the disk did not take own rows: they could not be found here either.
             InputError: where a file holds something else than rows, naming the line.
         """
-        self._own.sync()
         found = []
         for shard in sorted(self.folder.glob("rows-*.jsonl")):
             found += list(self._read_on(shard))
@@ -128,6 +137,11 @@ def _parse(line: bytes, place: Place) -> tuple[str, Row]:
         return parsed["kind"], parsed["row"]
     except (InputError, KeyError) as error:
         raise InputError(f"{place.shard}, byte {place.start}: no row of an evaluation ({error})") from None
+
+
+def is_ended(folder: Path) -> bool:
+    """Whether an evaluation's summary is there. The folder is listed: NFS may hold on to what a file's name was not."""
+    return folder.is_dir() and SUMMARY_FILE in os.listdir(folder)
 
 
 # -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,6 @@ def test_what_was_merged_is_removed_whole(tmp_path: Path, whole: dict[str, bytes
     "key", ["sampling.temperature", "model", "num_traces", "problems.digest", "scaling.keep_share"]
 )
 def test_another_configuration_is_refused_by_its_key(key: str, tmp_path: Path) -> None:
-    from dataclasses import replace
 
     task, settings = scripted_task(), {}
     run(tmp_path)
@@ -269,7 +269,7 @@ def die_within_a_line(folder: Path, num_lines: int, num_bytes: int) -> None:
         nonlocal left
         if left == 0:
             line = json.dumps({"kind": kind, "row": row}) + "\n"
-            with open(store._own.path, "ab", buffering=0) as file:
+            with open(store.own, "ab", buffering=0) as file:
                 file.write(line.encode()[:num_bytes])
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
