@@ -55,15 +55,9 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.distributed.watch import StopRequested
     from falcon_h1r.evaluation.benchmarks import tasks_of
     from falcon_h1r.evaluation.engines import open_engine, what_draws_and_judges
-    from falcon_h1r.evaluation.evaluate import (
-        SAMPLES_FILE,
-        check_comparison,
-        evaluate_tasks,
-        finish_run,
-        finish_task,
-        is_ended,
-        light_rows,
-    )
+    from falcon_h1r.evaluation.evaluate import check_comparison, evaluate_tasks, finish_run, finish_task, light_rows
+    from falcon_h1r.evaluation.merge import SAMPLES_FILE
+    from falcon_h1r.evaluation.store import is_ended
     from falcon_h1r.training_run import open_tracker
 
     has_benchmarks = bool(config.evaluate.benchmarks)

@@ -143,8 +143,8 @@ def check(config: Config) -> None:
     if config.evaluate.benchmarks or config.evaluate.engine != "torch":
         key = "benchmarks" if config.evaluate.benchmarks else f"engine={config.evaluate.engine}"
         raise InputError(
-            f"evaluate.{key}: a pipeline evaluates the models that it makes, on evaluate.data; recipes/evaluate.py does "
-            "the rest"
+            f"evaluate.{key}: a pipeline evaluates the models that it makes, on evaluate.data; the rest is for "
+            "recipes/evaluate.py"
         )
     for stage in ("sft", "grpo"):
         check_training(config, stage)

@@ -47,7 +47,7 @@ def evaluate_tasks(
 ) -> None:
     """Draw what is missing of each task into its folder, together with whoever else does.
 
-    Each task is gone through twice: first whatever nobody has claimed, so that no process waits for another while
+    Several tasks are gone through twice: first whatever nobody has claimed, so that no process waits for another while
     there is work in a later task; then the rest is waited for, or taken over from those that are gone.
 
     Args:
@@ -58,11 +58,12 @@ def evaluate_tasks(
         StopRequested: on every rank.
     """
     work = config.evaluate.work
+    passes = [False] * (not work.merge or len(tasks) > 1) + [True] * work.merge  # whether it waits
 
     def own_part() -> None:
         with ExitStack() as stack:
             scorers: dict[str, TaskScorer] = {}
-            for wait in (False, True) if work.merge else (False,):
+            for wait in passes:
                 for folder, task in tasks.items():
                     if is_ended(folder):
                         continue
