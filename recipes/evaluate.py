@@ -5,7 +5,8 @@
     python recipes/evaluate.py data=gsm8k model.path=my-model evaluate.data.path=test.jsonl
 
 With evaluate.benchmarks each has a folder of its own in the run's. Processes that are started with one run_dir and
-resume=true share the work; see docs/evaluation.md.
+resume=true share the work. With evaluate.watch.run the models are the checkpoints of a training that is under way. See
+docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_model_path, require
 from falcon_h1r.entry import run_name, run_recipe
+from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
@@ -34,7 +36,12 @@ def check(config: Config) -> None:
     """What the user may have got wrong, found before a model is loaded."""
     from falcon_h1r.evaluation.benchmarks import check_tasks
 
-    if config.evaluate.engine == "torch" or config.evaluate.endpoint.api == "completions":
+    is_watching = config.evaluate.watch.run is not None
+    if is_watching and config.evaluate.engine != "torch":
+        raise InputError(
+            f"evaluate.engine={config.evaluate.engine}: evaluate.watch.run needs torch, to load checkpoints"
+        )
+    if not is_watching and (config.evaluate.engine == "torch" or config.evaluate.endpoint.api == "completions"):
         require("model.path", config.model.path)
         check_model_path(config.model)
     if config.evaluate.engine == "endpoint":
@@ -61,6 +68,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.training_run import open_tracker
 
     has_benchmarks = bool(config.evaluate.benchmarks)
+    world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     if has_benchmarks or not world.on_main(lambda: is_ended(folder)):
         found = tasks_of(config)
         tasks = {folder / task.name if has_benchmarks else folder: task for task in found}
@@ -93,5 +101,27 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     return world.on_main(lambda: list(light_rows(folder / SAMPLES_FILE)))
 
 
+def evaluate_or_watch(config: Config, folder: Path, world: World) -> None:
+    """One model, or with evaluate.watch.run each new checkpoint of a run.
+
+    Raises:
+        StopRequested: on every rank.
+    """
+    from falcon_h1r.evaluation.evaluate import read_summary
+    from falcon_h1r.evaluation.watch import watch
+
+    if config.evaluate.watch.run is None:
+        evaluate(config, folder, world)
+        return
+    silent = replace(config.tracking, wandb="disabled")  # the numbers of all checkpoints are one run's there
+
+    def evaluate_model(model: Path, into: Path) -> dict[str, Any]:
+        of_model = replace(config.model, path=str(model), revision=None)
+        evaluate(replace(config, model=of_model, tracking=silent), into, world)
+        return world.on_main(lambda: read_summary(into))
+
+    watch(config, world, evaluate_model)
+
+
 if __name__ == "__main__":
-    run_recipe("evaluate", evaluate, check)
+    run_recipe("evaluate", evaluate_or_watch, check)

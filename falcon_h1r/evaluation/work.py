@@ -1,9 +1,10 @@
 """Who does what of an evaluation: processes that see one folder claim pieces of it, and take those of the dead.
 
-A piece is claimed by making a file that is not there yet: `claims/PIECE.0`. Claims are never removed, nor written
-twice. Each names its owner, and an owner shows that it is alive by touching `owners/OWNER`. When an owner is gone, the
-piece is claimed anew under the next number, `claims/PIECE.1`; the highest number holds. So two that find the same owner
-gone cannot both have the piece, and none can take away a claim that was made a moment ago.
+A piece is claimed by making a name that is not there yet, `claims/PIECE.0`: a symbolic link to its owner's id, so that
+a claim and whose it is come into being together, and no kill leaves one half written. Claims are never removed. An
+owner shows that it is alive by touching `owners/OWNER`. When it is gone, the piece is claimed anew under the next
+number, `claims/PIECE.1`; the highest number holds. So two that find the same owner gone cannot both have the piece,
+and none can take away a claim that was made a moment ago.
 
 An owner is gone when
 - its file is: it left in order, finished or stopped;
@@ -14,8 +15,8 @@ Who was believed dead and wakes up finds the higher number before it appends a r
 looked just before, two rows are there in the end, of the same seed, and one of them counts (falcon_h1r.evaluation.
 store).
 
-Assumed of the file system: that of several processes only one can create a file (O_CREAT | O_EXCL; NFS from version 3
-on), that a change of a file's time reaches other machines within `lost_seconds`, and that what was written before a
+Assumed of the file system: that it has symbolic links, that of several processes only one can make a name (as NFS has
+it), that a change of a file's time reaches other machines within `lost_seconds`, and that what was written before a
 file was closed is read by whoever opens it afterwards.
 """
 
@@ -34,8 +35,10 @@ from typing import Any
 import psutil
 
 from falcon_h1r.data.file_lock import host_name
+from falcon_h1r.types import InputError
 
 BEATS = 8  # signs of life within lost_seconds
+CLOCK_SECONDS = 5.0  # by which the start of one process may seem to differ: a machine's clock is set now and then
 LOOK_SECONDS = 1.0  # between looks at one owner: a process may have thousands of claims
 
 
@@ -49,7 +52,7 @@ class Claims:
         self._held: dict[str, int] = {}  # piece -> number of our claim
         self._numbers: dict[str, int] = {}  # piece -> highest number seen
         self._owner_of: dict[tuple[str, int], str] = {}
-        self._seen: dict[str, tuple[object, float]] = {}  # owner -> (state of its file, since when)
+        self._seen: dict[str, tuple[int, float]] = {}  # owner -> (time of its file, since when)
         self._found_alive: dict[str, float] = {}  # owner -> when
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="evaluation-claims", daemon=True)
@@ -83,13 +86,15 @@ class Claims:
         number = self._numbers.get(piece, -1)
         if piece in self._held or (number >= 0 and not self._is_gone(piece, number)):
             return False
+        path = self._path(piece, number + 1)
         try:
-            descriptor = os.open(self._path(piece, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.symlink(self.owner, path)
         except FileExistsError:
-            self._numbers[piece] = number + 1
-            return False
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{self.owner}\n")
+            if os.readlink(path) != self.owner:  # a network file system may have asked twice for us
+                self._numbers[piece] = number + 1
+                return False
+        except (PermissionError, NotImplementedError) as error:
+            raise InputError(f"{path}: this file system makes no symbolic links ({error})") from None
         self._held[piece] = self._numbers[piece] = number + 1
         return True
 
@@ -100,7 +105,7 @@ class Claims:
     def holds(self, piece: str) -> bool:
         """Whether a piece that was taken is still ours: asked before each of its rows is written."""
         number = self._held.get(piece)
-        return number is not None and not self._path(piece, number + 1).exists()
+        return number is not None and not os.path.lexists(self._path(piece, number + 1))
 
     def num_alive(self) -> int:
         """Processes at the work, this one included, those not yet known to be gone too."""
@@ -115,13 +120,7 @@ class Claims:
     def _is_gone(self, piece: str, number: int) -> bool:
         """Whether nobody alive holds this claim."""
         if (piece, number) not in self._owner_of:
-            try:
-                content = self._path(piece, number).read_text()
-            except FileNotFoundError:
-                content = ""
-            if not content.endswith("\n"):  # being written, or its writer was killed before it had
-                return self._unchanged_for_long(f"{piece}.{number}", content)
-            self._owner_of[piece, number] = content.rstrip("\n")
+            self._owner_of[piece, number] = os.readlink(self._path(piece, number))
         owner = self._owner_of[piece, number]
         return owner != self.owner and self._owner_is_gone(owner)
 
@@ -133,16 +132,13 @@ class Claims:
             touched, process = path.stat().st_mtime_ns, json.loads(path.read_text())
         except FileNotFoundError:
             return True
-        if has_ended(process) or self._unchanged_for_long(owner, touched):
+        known, since = self._seen.get(owner, (None, 0.0))
+        if known != touched:
+            self._seen[owner] = touched, (since := time.monotonic())
+        if has_ended(process) or time.monotonic() - since >= self._lost_seconds:
             return True
         self._found_alive[owner] = time.monotonic()
         return False
-
-    def _unchanged_for_long(self, name: str, state: object) -> bool:
-        known, since = self._seen.get(name, (None, 0.0))
-        if known != state:
-            self._seen[name] = state, (since := time.monotonic())
-        return time.monotonic() - since >= self._lost_seconds
 
     def _beat(self) -> None:
         while not self._stopped.wait(self._lost_seconds / BEATS):
@@ -161,7 +157,8 @@ def has_ended(process: dict[str, Any]) -> bool:
         return False
     try:
         found = psutil.Process(process["pid"])
-        return bool(found.create_time() != process["started"] or found.status() == psutil.STATUS_ZOMBIE)
+        is_another = abs(found.create_time() - process["started"]) > CLOCK_SECONDS
+        return is_another or bool(found.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 

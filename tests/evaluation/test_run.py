@@ -337,13 +337,46 @@ def test_one_that_is_taken_for_dead_drops_its_rows_and_ends_with_the_rest(
         def advance(self) -> list[DrawnTrace]:
             if len(self.ended) == 0:
                 for path in list((tmp_path / PARTS / "claims").iterdir()):
-                    (path.parent / f"{path.name.removesuffix('.0')}.1").write_text("thief\n")
+                    (path.parent / f"{path.name.removesuffix('.0')}.1").symlink_to("thief")
                 (tmp_path / PARTS / "owners" / "thief").write_text(json.dumps({"host": "elsewhere"}))
             elif len(self.ended) > 30:
                 (tmp_path / PARTS / "owners" / "thief").unlink(missing_ok=True)
             return super().advance()
 
     assert run(tmp_path, Robbed(slots=4), work=WorkConfig(2, lost_seconds=0.3))
+    assert merged(tmp_path) == whole
+    assert len(shard_keys(tmp_path)) == len(set(shard_keys(tmp_path)))
+
+
+def test_a_process_begins_with_its_share_of_the_pieces(tmp_path: Path) -> None:
+    class Counts(ScriptedEngine):
+        first: int | None = None
+
+        def advance(self) -> list[DrawnTrace]:
+            self.first = self.first or len(list((tmp_path / PARTS / "claims").iterdir()))
+            return super().advance()
+
+    engine = Counts(slots=100)
+    assert run(tmp_path, engine, num_processes=4)
+    assert engine.first == 5  # of 20
+
+
+def test_what_an_owner_wrote_last_is_not_drawn_again_by_its_successor(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "LOOK_SECONDS", 60.0)
+    owner = other_process(tmp_path, 3).__enter__()  # all of the first problem's samples
+
+    class Leaves(ScriptedEngine):
+        def advance(self) -> list[DrawnTrace]:
+            if not self.ended:
+                for row in rows(whole[SAMPLES_FILE])[:6]:
+                    with Store(tmp_path / PARTS, owner.owner) as store:
+                        store.append("greedy" if row["greedy"] else "samples", row)
+                owner.__exit__(None, None, None)
+            return super().advance()
+
+    assert run(tmp_path, Leaves())
     assert merged(tmp_path) == whole
     assert len(shard_keys(tmp_path)) == len(set(shard_keys(tmp_path)))
 
@@ -356,7 +389,7 @@ class Together(ScriptedEngine):
         self.claims, self.num_processes = folder / PARTS / "claims", num_processes
 
     def advance(self) -> list[DrawnTrace]:
-        while len({path.read_text() for path in self.claims.iterdir()} - {""}) < self.num_processes:
+        while len({path.readlink() for path in self.claims.iterdir()}) < self.num_processes:
             time.sleep(0.01)
         return super().advance()
 

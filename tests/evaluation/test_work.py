@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from falcon_h1r.evaluation.work import Claims, has_ended, this_process
 
 
@@ -126,21 +124,6 @@ def test_an_owner_that_wakes_up_finds_its_claim_taken(tmp_path: Path) -> None:
             assert other.holds("a") and not sleeper.holds("a")
             sleeper.look()
             assert not sleeper.take("a")
-
-
-@pytest.mark.parametrize("content", ["", "half an owner"])
-def test_a_claim_whose_writer_was_killed_before_it_had_named_itself_is_taken_in_time(
-    content: str, tmp_path: Path
-) -> None:
-    with Claims(tmp_path, 0.2) as claims:
-        (tmp_path / "claims" / "a.0").write_text(content)
-        claims.look()
-        assert not claims.take("a")
-        deadline = time.monotonic() + 30
-        while not claims.take("a"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert sorted(path.name for path in (tmp_path / "claims").iterdir()) == ["a.0", "a.1"]
 
 
 def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
