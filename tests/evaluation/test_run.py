@@ -335,17 +335,24 @@ def test_one_that_is_taken_for_dead_drops_its_rows_and_ends_with_the_rest(
 
     class Robbed(ScriptedEngine):
         def advance(self) -> list[DrawnTrace]:
-            if len(self.ended) == 0:
+            if not self.ended:
                 for path in list((tmp_path / PARTS / "claims").iterdir()):
                     (path.parent / f"{path.name.removesuffix('.0')}.1").symlink_to("thief")
                 (tmp_path / PARTS / "owners" / "thief").write_text(json.dumps({"host": "elsewhere"}))
-            elif len(self.ended) > 30:
-                (tmp_path / PARTS / "owners" / "thief").unlink(missing_ok=True)
+                append_samples(tmp_path, "thief", rows(whole[SAMPLES_FILE]))
             return super().advance()
 
-    assert run(tmp_path, Robbed(slots=4), work=WorkConfig(2, lost_seconds=0.3))
+    engine = Robbed(slots=4)
+    assert run(tmp_path, engine)
     assert merged(tmp_path) == whole
     assert len(shard_keys(tmp_path)) == len(set(shard_keys(tmp_path)))
+    assert len(engine.ended) > len(rows(whole[ONLINE_FILE]))  # what was dropped had been drawn
+
+
+def append_samples(folder: Path, owner: str, found: list[dict[str, Any]]) -> None:
+    with Store(folder / PARTS, owner) as store:
+        for row in found:
+            store.append("greedy" if row["greedy"] else "samples", row)
 
 
 def test_a_process_begins_with_its_share_of_the_pieces(tmp_path: Path) -> None:
@@ -370,13 +377,16 @@ def test_what_an_owner_wrote_last_is_not_drawn_again_by_its_successor(
     class Leaves(ScriptedEngine):
         def advance(self) -> list[DrawnTrace]:
             if not self.ended:
-                for row in rows(whole[SAMPLES_FILE])[:6]:
-                    with Store(tmp_path / PARTS, owner.owner) as store:
-                        store.append("greedy" if row["greedy"] else "samples", row)
+                append_samples(tmp_path, owner.owner, rows(whole[SAMPLES_FILE])[:6])
                 owner.__exit__(None, None, None)
             return super().advance()
 
-    assert run(tmp_path, Leaves())
+    class Slow(ScriptedScorer):  # so that no row of our own has us read the others'
+        def judge(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[Judged]:
+            time.sleep(0.0 if self.num_judged else 0.3)
+            return super().judge(responses, problems)
+
+    assert run(tmp_path, Leaves(), scorer=Slow())
     assert merged(tmp_path) == whole
     assert len(shard_keys(tmp_path)) == len(set(shard_keys(tmp_path)))
 
