@@ -18,6 +18,7 @@ import pytest
 from falcon_h1r.config_evaluate import WorkConfig
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.evaluation import run as run_module
+from falcon_h1r.evaluation import work as work_module
 from falcon_h1r.evaluation.merge import ONLINE_FILE, ONLINE_SUMMARY_FILE, SAMPLES_FILE, merge_task, remove_parts
 from falcon_h1r.evaluation.rows import scored_trace
 from falcon_h1r.evaluation.run import run_task
@@ -372,6 +373,7 @@ def test_what_an_owner_wrote_last_is_not_drawn_again_by_its_successor(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(work_module, "LOOK_SECONDS", 0.0)
     owner = other_process(tmp_path, 3).__enter__()  # all of the first problem's samples
 
     class Leaves(ScriptedEngine):
