@@ -14,6 +14,7 @@ from typing import Any
 
 from falcon_h1r.config import CodeVerifierConfig, Config, LoRAConfig, ModelConfig, SFTConfig
 from falcon_h1r.config_checks_data import check_curate
+from falcon_h1r.config_checks_evaluate import check_evaluate, check_scaling
 from falcon_h1r.config_checks_grpo import check_grpo, check_reference
 from falcon_h1r.config_checks_tools import check_benchmark, check_doctor, check_plan
 from falcon_h1r.config_rules import at_least, differing, one_of, share
@@ -57,23 +58,15 @@ def check_config(config: Config) -> None:
     _check_supervision(config.supervision)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     _check_sft(config.sft)
-    one_of("scaling.trace_score", config.scaling.trace_score, ("mean", "bottom_10", "lowest_group", "tail"))
     for stage, optimizer in (("sft", config.sft.optimizer), ("grpo", config.grpo.optimizer)):
         _check_optimizer(f"{stage}.optimizer", optimizer)
     _check_limits("sft.limits", config.sft.limits)
     _check_limits("grpo.limits", config.grpo.limits)
     _check_limits("evaluate.limits", config.evaluate.limits)
     check_selection(config.grpo.selection)
-    for name in ("keep_share", "vote_share", "consensus_share"):
-        share(f"scaling.{name}", getattr(config.scaling, name))
+    check_evaluate(config.evaluate)
+    check_scaling(config.scaling)
     at_least("dry_run_steps", config.dry_run_steps, 0)
-    if config.evaluate.temperature <= 0:
-        raise InputError(
-            f"evaluate.temperature={config.evaluate.temperature}: samples need a temperature above 0 (one greedy "
-            "answer a problem is always drawn)"
-        )
-    if not 0 < config.evaluate.top_p <= 1:
-        raise InputError(f"evaluate.top_p={config.evaluate.top_p}: has to be above 0 and at most 1")
     if config.verifier.deadline_seconds <= 0:
         raise InputError(f"verifier.deadline_seconds={config.verifier.deadline_seconds}: has to be above 0")
     for name in config.verifier.fallbacks:
@@ -258,9 +251,6 @@ def _counts(config: Config) -> list[tuple[str, float]]:
         ("grpo.num_steps", config.grpo.num_steps),
         ("dev.num_problems", config.dev.num_problems),
         ("dev.num_samples", config.dev.num_samples),
-        ("evaluate.num_problems", config.evaluate.num_problems),
-        ("evaluate.num_samples", config.evaluate.num_samples),
-        ("evaluate.max_slots", config.evaluate.max_slots),
         ("verifier.num_workers", config.verifier.num_workers),
         ("verifier.code.num_workers", config.verifier.code.num_workers),
         ("verifier.code.max_tests", config.verifier.code.max_tests),
@@ -295,9 +285,6 @@ def not_built_yet(config: Config, stage: str) -> list[str]:
     found: list[str] = []
     if stage == "select" or (stage == "pipeline" and asks_for_selection(config.grpo.selection)):
         found += differing("grpo.rollout", config.grpo.rollout, name="torch")  # which selection samples with
-    if stage in ("evaluate", "pipeline"):
-        found += ["evaluate.benchmarks"] if config.evaluate.benchmarks else []
-        found += differing("scaling", config.scaling, num_traces=0)
     if stage == "export":
         found += differing("export", config.export, **dict.fromkeys(vars(config.export)))
     return found

@@ -28,6 +28,7 @@ FREE_ON_RESUME = (
     *("engine.name", "engine.zero_stage", "engine.zero_json", "engine.optimizer_offload"),
     *("engine.sequence_parallel", "engine.activation_checkpointing", "engine.activation_offload"),
     "curate.work.num_workers",
+    *("evaluate.work", "evaluate.endpoint", "evaluate.max_slots", "evaluate.only", "evaluate.compare_with"),
 )
 # Of a stage of a pipeline, whose settings and lock are in the folder above, or of a run that has lost its settings.
 TRACES_OF_A_RUN = ("metrics.jsonl", "samples.jsonl", "checkpoints", "model")
@@ -73,6 +74,8 @@ class OpenRun:
 def open_run(config: Config, stage: str, num_ranks: int) -> OpenRun:
     """Make the run folder, or enter it again; lock it for as long as this process lives; write config.yaml into it.
 
+    Evaluations share the lock: processes that enter one folder share its work (falcon_h1r.evaluation.work).
+
     Raises:
         InputError: as `check_folder` does, where another process holds the run, and where nothing can be written.
     """
@@ -82,7 +85,7 @@ def open_run(config: Config, stage: str, num_ranks: int) -> OpenRun:
         else:
             folder = Path(config.run_dir)
             folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
+        _lock(folder, shared=stage == "evaluate")
     except OSError as error:
         raise InputError(f"run_dir={config.run_dir}: cannot be written to ({error.strerror})") from None
     check_folder(config)  # again: who held the lock before may have begun a run meanwhile
@@ -93,7 +96,7 @@ def open_run(config: Config, stage: str, num_ranks: int) -> OpenRun:
             if not _is_within(key, ("run_dir", "resume", "dry_run")):
                 print(f"resume: {key} was {_shown(before)}, now {_shown(now)}", flush=True)
     config.run_dir = str(folder)
-    partial = folder / f"{CONFIG_FILE}.partial"
+    partial = folder / f"{CONFIG_FILE}.{socket.gethostname()}.{os.getpid()}.partial"  # several may write it
     OmegaConf.save(OmegaConf.create(asdict(config)), partial)
     os.replace(partial, folder / CONFIG_FILE)
     print(f"run folder: {folder} (ranks: {num_ranks}{', goes on' if goes_on else ''})", flush=True)
@@ -186,8 +189,11 @@ def _shown(value: object) -> str:
 # The lock
 
 
-def _lock(folder: Path) -> None:
+def _lock(folder: Path, shared: bool) -> None:
     """Hold RUN/lock until this process ends, however it does: the kernel lets go of it.
+
+    Args:
+        shared: with others that share it; none of them beside one that does not.
 
     On NFS the lock holds between machines where its lock service runs (docs/supervision.md); where there is none, one
     line says that nothing keeps a second process out.
@@ -199,7 +205,7 @@ def _lock(folder: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     os.register_at_fork(after_in_child=lambda: os.close(descriptor))  # a child that outlives us must not keep it
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = path.read_text(encoding="utf-8").strip() or "another process"
         raise InputError(f"run_dir={folder}: {holder} is still at this run") from None

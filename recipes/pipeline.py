@@ -28,6 +28,7 @@ from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import check_benchmark
 from falcon_h1r.entry import run_recipe
+from falcon_h1r.types import InputError
 
 if TYPE_CHECKING:
     from falcon_h1r.distributed.world import World
@@ -139,6 +140,12 @@ def check(config: Config) -> None:
 
     recipes.curate.check(config)
     check_model_path(config.model)
+    if config.evaluate.benchmarks or config.evaluate.engine != "torch":
+        key = "benchmarks" if config.evaluate.benchmarks else f"engine={config.evaluate.engine}"
+        raise InputError(
+            f"evaluate.{key}: a pipeline evaluates the models that it makes, on evaluate.data; the rest is for "
+            "recipes/evaluate.py"
+        )
     for stage in ("sft", "grpo"):
         check_training(config, stage)
     if config.curate.sources:  # traces of one's own come without problems for the other stages
