@@ -79,7 +79,10 @@ def estimate_means(
     unseen = 1 - TAIL ** (1 / num_clusters)
     lows = np.minimum(lows, means - unseen * (means - bounds[0]))
     highs = np.maximum(highs, means + unseen * (bounds[1] - means))
-    return [Estimate(*map(float, point), num_clusters) for point in zip(means, lows, highs, strict=True)]
+    return [
+        Estimate(float(mean), float(low), float(high), num_clusters)
+        for mean, low, high in zip(means, lows, highs, strict=True)
+    ]
 
 
 def _tail_of_percentiles(num_clusters: int) -> float:
