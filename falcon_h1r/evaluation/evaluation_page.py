@@ -15,7 +15,7 @@ from falcon_h1r.checkpoint.files import replace_text
 from falcon_h1r.data.jsonl import read_jsonl
 from falcon_h1r.evaluation.evaluation_page_content import Part, build_content
 from falcon_h1r.evaluation.report_content import metric_name
-from falcon_h1r.page import render_page
+from falcon_h1r.page import ABSENT, render_page
 from falcon_h1r.types import InputError
 
 TEMPLATE = Path(__file__).with_name("evaluation_page.html.j2")
@@ -39,7 +39,7 @@ def write_page(folder: Path) -> Path:
         raise InputError(f"{folder}: no evaluation to show, neither {SAMPLES} nor folders with {SUMMARY}")
     content = build_content(folder.resolve().name, overall, parts)
     path = folder / "page.html"
-    replace_text(path, render_page(TEMPLATE, content, {"metric": metric_name, "score": "{:.2f}".format}))
+    replace_text(path, render_page(TEMPLATE, content, {"metric": metric_name, "score": _format_score}))
     return path
 
 
@@ -56,15 +56,24 @@ def _parts(folder: Path, overall: dict[str, Any]) -> Iterator[Part]:
 
 def _read_part(name: str, folder: Path, summary: dict[str, Any]) -> Part:
     part = Part(name, summary)
-    if (folder / SAMPLES).exists():
+    if _has_rows(folder / SAMPLES):
         if not summary:
             raise InputError(f"{folder}: {SAMPLES} without a {SUMMARY}: the evaluation has not ended")
         for _, row in read_jsonl(folder / SAMPLES):
             part.put(row, "greedy" if row["greedy"] else "sampled")
-    if (folder / ONLINE).exists():
+    if _has_rows(folder / ONLINE):
         for _, row in read_jsonl(folder / ONLINE):
             part.put(row, "online")
     return part
+
+
+def _has_rows(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _format_score(percent: float | None) -> str:
+    """An average as reports give it: in percent, without the sign."""
+    return ABSENT if percent is None else f"{percent:.2f}"
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

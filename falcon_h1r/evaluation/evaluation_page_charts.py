@@ -61,7 +61,7 @@ def cost_chart(methods: Sequence[CostSeries], front: Sequence[tuple[float, float
         if front:
             steps = sorted(front)
             axes.step(
-                *zip(*steps, strict=True), where="post", color=INK, linewidth=0.9, alpha=0.55, label="Pareto front"
+                *zip(*steps, strict=True), where="post", color=INK, linewidth=1.1, alpha=0.5, label="Pareto front"
             )
         every_token = [tokens for method in methods for tokens in method.tokens]
         apart = (max(every_token) / min(every_token)) ** 0.01 if every_token else 1.0
@@ -99,7 +99,7 @@ def _draw_costs(axes: Axes, method: CostSeries, apart: float, taken: set[float])
         linestyle=method.line or "none",
         linewidth=1.2,
         color=colour,
-        markersize=8.5 if method.is_measured else 5.2,
+        markersize=11 if method.is_measured else 5.2,
         markeredgecolor=PAPER,
         markeredgewidth=0.8,
         zorder=5 if method.is_measured else 3,
@@ -123,7 +123,11 @@ def _cost_axes(axes: Axes) -> None:
 
 
 def _token_axis(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_xlim()
+    decades = np.log10(high / low)
+    axes.xaxis.set_major_locator(
+        LogLocator(10, (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 4 else (1.0,))
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(token_tick))
 
@@ -161,8 +165,10 @@ def k_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> st
         return to_svg(figure, label)
 
 
-def distribution_chart(groups: Sequence[Values], label: str, axis: str, *, log_axis: bool) -> str:
-    """Histograms over each other, each of its own group's share: a group of ten is as tall as one of a thousand."""
+def distribution_chart(
+    groups: Sequence[Values], label: str, axis: str, *, log_axis: bool = False, of_all: bool = False
+) -> str:
+    """Histograms over each other, in shares of each group (ten are as tall as a thousand) or, `of_all`, of them all."""
     shown = [group for group in groups if group.values.size]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.35, 2.0))
@@ -173,9 +179,9 @@ def distribution_chart(groups: Sequence[Values], label: str, axis: str, *, log_a
             axes.set_xscale("log")
         for group in shown:
             counts, _ = np.histogram(group.values, edges)
-            shares = counts / group.values.size
+            shares = counts / (sum(other.values.size for other in shown) if of_all else group.values.size)
             axes.stairs(shares, edges, fill=True, color=group.colour, alpha=0.17)
-            axes.stairs(shares, edges, color=group.colour, linewidth=1.4, label=f"{group.name} ({group.values.size:,})")
+            axes.stairs(shares, edges, color=group.colour, linewidth=1.3)
         if log_axis:
             _token_axis(axes)
         else:

@@ -26,7 +26,7 @@ from falcon_h1r.scaling.traces import SCORES
 Row = Mapping[str, Any]
 RIGHT_ANSWER, WRONG_ANSWER, CUT, STOPPED = "right", "wrong", "cut at the limit", "stopped"
 OUTCOMES = {RIGHT_ANSWER: RIGHT, WRONG_ANSWER: WRONG, CUT: OPEN, STOPPED: SERIES[4]}  # with the colour of each
-MEASURE_NAMES = {"top_k": "top-k", "sampled": "sampled token"}
+MEASURE_NAMES = {"top_k": "top-k", "sampled": "sampled-token"}
 MARKERS = ("o", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 
@@ -84,8 +84,13 @@ def build_content(name: str, overall: Mapping[str, Any], parts: Sequence[Part]) 
         "name": name,
         "scores": [score_row(part) for part in parts],
         "groups": overall.get("groups") or [],
-        "differences": [(part.name, part.summary["differences"]) for part in parts if part.summary.get("differences")],
-        "costs": [plot for part in parts for plot in cost_plots(part)],
+        "differences": [
+            {"name": part.name, "other": part.summary.get("compared_with"), "estimates": part.summary["differences"]}
+            for part in parts
+            if part.summary.get("differences")
+        ],
+        "notes": [(part.name, note) for part in parts for note in part.summary.get("notes") or ()],
+        "costs": [plot for part in parts for plot in cost_plots(part.name, _scaling(part))],
         "cost_tables": [table for part in parts if (table := cost_table(part))],
         "confidences": [plot for part in parts for plot in confidence_plots(part)],
         "aucs": [(part.name, found) for part in parts if (found := _scaling(part).get("auc_within"))],
@@ -116,16 +121,17 @@ def score_row(part: Part) -> dict[str, Any]:
     votes = [key for key in summary if key.startswith("maj_at_") and not key.endswith("_interval")]
     num_problems = summary.get("num_problems")
     num_samples = summary.get("num_samples")
+    scaled = _measured(part)
     return {
         "name": part.name,
-        "is_ours": summary.get(headline) is not None,
+        "is_ours": summary.get(headline) is not None or scaled is not None,
         "metric": f"avg@{num_samples // num_problems}" if num_samples and headline == "pass_at_1" else "greedy",
         "num_problems": num_problems,
         "ours": _estimate(summary, headline),
         "greedy": _estimate(summary, "greedy"),
         "majority_name": votes[-1].replace("_at_", "@") if votes else None,
         "majority": _estimate(summary, votes[-1]) if votes else None,
-        "scaled": _measured(part),
+        "scaled": scaled,
         "tokens_per_answer": summary.get("mean_response_tokens"),
         "tokens_per_correct": summary.get("tokens_per_correct"),
         "truncated": summary.get("truncated_share"),
@@ -188,26 +194,30 @@ def _interval(row: Mapping[str, Any]) -> Interval:
 # Plots, each with its title and what stands beside it
 
 
-def cost_plots(part: Part) -> list[dict[str, Any]]:
-    """Accuracy against tokens: a plot for each measure, with what looks at no confidence in all of them."""
-    scaling = _scaling(part)
+def cost_plots(name: str, scaling: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Accuracy against tokens: a plot for each measure, with what looks at no confidence in all of them.
+
+    Args:
+        scaling: as a summary has it, or empty.
+    """
     points = scaling.get("points", ())
     measures = list(dict.fromkeys(row["measure"] for row in points if row["measure"]))
     plots = []
     for measure in measures or ([None] if points else []):
         shown = [row for row in points if row["measure"] in (None, measure)]
-        methods = _cost_series(shown, scaling["trace_score"])
+        methods = _cost_series(shown, scaling["trace_score"], scaling["warmup_traces"])
         costs = [cost for method in methods if not method.is_measured for cost in method.costs]
         front = [costs[index] for index in sorted(pareto_front(costs))]
-        title = (
-            part.name if measure is None else f"{part.name}, confidence of the {MEASURE_NAMES.get(measure, measure)}"
-        )
+        title = name if measure is None else f"{name}, {MEASURE_NAMES.get(measure, measure)} confidence"
         plots.append({"title": title, "svg": Markup(cost_chart(methods, front, f"Accuracy against tokens, {title}"))})
     return plots
 
 
-def _cost_series(points: Sequence[Mapping[str, Any]], trace_score: str) -> list[CostSeries]:
-    """Single, majority, the vote by `trace_score`, DeepConf at each keep share, and what was measured."""
+def _cost_series(points: Sequence[Mapping[str, Any]], trace_score: str, warmup_traces: int) -> list[CostSeries]:
+    """Single, majority, the vote by `trace_score`, DeepConf at each keep share, and what was measured.
+
+    With no more than the warm-up, DeepConf stops nothing and is the vote by `trace_score`: not drawn over it again.
+    """
     keep_shares = sorted({row["keep_share"] for row in points if row["method"] == "online" and not row["is_measured"]})
     # (points, colour, marker, line)
     kinds: list[tuple[list[Mapping[str, Any]], int, str, str]] = [
@@ -216,7 +226,8 @@ def _cost_series(points: Sequence[Mapping[str, Any]], trace_score: str) -> list[
         ([row for row in points if row["method"] == trace_score], 3, "^", "-"),
     ]
     for index, keep_share in enumerate(keep_shares):
-        own = [row for row in points if row["keep_share"] == keep_share and not row["is_measured"]]
+        replayed = [row for row in points if row["keep_share"] == keep_share and not row["is_measured"]]
+        own = [row for row in replayed if row["budget"] > warmup_traces]
         kinds.append((own, 2, MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]))
     kinds.append(([row for row in points if row["is_measured"]], 4, "*", ""))
     return [
@@ -245,10 +256,10 @@ def confidence_plots(part: Part) -> list[dict[str, Any]]:
             Values(name, colour, np.array([value for is_right, value in own if is_right is wanted]))
             for name, colour, wanted in ((RIGHT_ANSWER, RIGHT, True), (WRONG_ANSWER, WRONG, False))
         ]
-        title = f"{part.name}, {MEASURE_NAMES.get(measure[0], measure[0])}"
-        axis = score.replace("_", " ") + " confidence"
+        title = f"{part.name}, {MEASURE_NAMES.get(measure[0], measure[0])} confidence"
+        axis = score.replace("_", " ")
         auc = ((scaling.get("auc_within") or {}).get(measure[0]) or {}).get(score)
-        svg = distribution_chart(groups, f"Confidence of right and wrong traces, {title}", axis, log_axis=False)
+        svg = distribution_chart(groups, f"Confidence of right and wrong traces, {title}", axis)
         plots.append({"title": title, "svg": Markup(svg), "auc": auc, "counts": _counts(groups)})
     return plots
 
@@ -259,7 +270,8 @@ def length_plots(part: Part) -> list[dict[str, Any]]:
     for facts, title in ((part.sampled, part.name), (part.online, f"{part.name}, online")):
         groups = [Values(name, colour, facts.tokens_of(name)) for name, colour in OUTCOMES.items()]
         if facts.tokens:
-            svg = distribution_chart(groups, f"Response lengths, {title}", "tokens of a response", log_axis=True)
+            label = f"Response lengths, {title}"
+            svg = distribution_chart(groups, label, "tokens of a response", log_axis=True, of_all=True)
             plots.append({"title": title, "svg": Markup(svg), "counts": _counts(groups)})
     return plots
 

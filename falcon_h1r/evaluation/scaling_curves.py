@@ -39,7 +39,7 @@ def scaling_summary(
         num_problems}}.
     """
     settings = OnlineSettings.of(config, max(1, num_traces))
-    summary: dict[str, Any] = {"trace_score": config.trace_score, "window_tokens": config.window_tokens}
+    summary: dict[str, Any] = {"trace_score": config.trace_score, "warmup_traces": config.warmup_traces}
     summary |= {"num_traces": 0, "budgets": [], "points": [], "auc_within": {}}
     problems = scored_traces(samples)
     measures = measures_of(problems)
@@ -161,4 +161,5 @@ def _within(problems: Sequence[Sequence[ScoredTrace]], score: str, measure: str,
     known = aucs[~np.isnan(aucs)]
     if not known.size:
         return None
-    return point(estimate_mean(known, seed)) | {"num_problems": len(known)}
+    bounds = float(known.min()), float(known.max())  # a kind of problem not seen is no stranger than those that are
+    return point(estimate_mean(known, seed, bounds)) | {"num_problems": len(known)}
