@@ -89,7 +89,7 @@ def build_content(name: str, overall: Mapping[str, Any], parts: Sequence[Part]) 
             for part in parts
             if part.summary.get("differences")
         ],
-        "notes": [(part.name, note) for part in parts for note in part.summary.get("notes") or ()],
+        "notes": [(part.name, note) for part in parts for note in notes_of(part)],
         "costs": [plot for part in parts for plot in cost_plots(part.name, _scaling(part))],
         "cost_tables": [table for part in parts if (table := cost_table(part))],
         "confidences": [plot for part in parts for plot in confidence_plots(part)],
@@ -140,6 +140,18 @@ def score_row(part: Part) -> dict[str, Any]:
         "reference_scaled_tokens": _tokens(summary.get("reference_scaled_tokens")),
         "bridge": summary.get("bridge"),
     }
+
+
+def notes_of(part: Part) -> list[str]:
+    """What a reader of the scores has to know."""
+    lacking = _scaling(part).get("lacking_traces") or {}
+    return [
+        *(part.summary.get("notes") or ()),
+        *(
+            f"the {MEASURE_NAMES.get(measure, measure)} confidence is left out, as {count:,} samples have none"
+            for measure, count in lacking.items()
+        ),
+    ]
 
 
 def _estimate(summary: Mapping[str, Any], name: str) -> Interval | None:

@@ -8,6 +8,7 @@ Points of online.jsonl are measured: the traces were stopped while they were dra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,15 @@ def scaling_summary(
         num_traces: the budget that `online` was drawn with.
 
     Returns:
-        The settings that a reader needs, `num_traces` stored of each problem, `budgets` (those of the config that so
-        many are enough for), `points` (see `_point_row`), and `auc_within`: {measure: {score: value, low, high,
-        num_problems}}.
+        The settings that a reader needs; `lacking_traces`, of measures left out as some traces (so many) lack them;
+        `num_traces` stored of each problem, and `budgets`, those of the config that so many are enough for; `points`,
+        see `_point_row`; and `auc_within`, {measure: {score: value, low, high, num_problems}}.
     """
     settings = OnlineSettings.of(config, max(1, num_traces))
     summary: dict[str, Any] = {"trace_score": config.trace_score, "warmup_traces": config.warmup_traces}
     summary |= {"num_traces": 0, "budgets": [], "points": [], "auc_within": {}}
-    problems = scored_traces(samples)
-    measures = measures_of(problems)
+    problems, summary["lacking_traces"] = _measured_alike(scored_traces(samples))
+    measures = list(problems[0][0].confidence) if problems else []
     if measures:
         summary["num_traces"] = min(map(len, problems))
         summary["budgets"] = [budget for budget in config.budgets if budget <= summary["num_traces"]]
@@ -65,10 +66,16 @@ def scored_traces(samples: Sequence[Row]) -> list[list[ScoredTrace]]:
     return list(problems.values())
 
 
-def measures_of(problems: Sequence[Sequence[ScoredTrace]]) -> list[str]:
-    """The measures that every trace has."""
+def _measured_alike(problems: Sequence[Sequence[ScoredTrace]]) -> tuple[list[list[ScoredTrace]], dict[str, int]]:
+    """The traces with the measures that all of them have, and how many traces lack each of the others."""
     traces = [trace for of_problem in problems for trace in of_problem]
-    return [name for name in MEASURES if traces and all(name in trace.confidence for trace in traces)]
+    lacking = {name: sum(name not in trace.confidence for trace in traces) for name in MEASURES}
+    shared = [name for name, count in lacking.items() if traces and count == 0]
+    alike = [
+        [replace(trace, confidence={name: trace.confidence[name] for name in shared}) for trace in of_problem]
+        for of_problem in problems
+    ]
+    return alike, {name: count for name, count in lacking.items() if 0 < count < len(traces)}
 
 
 # ------------------------------------------------------------------------------------------------------------
