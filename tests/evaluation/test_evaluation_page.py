@@ -301,7 +301,7 @@ def test_shares_are_equal_but_for_what_is_not_needed(needs: list[int], total: in
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.text(), st.text("</script!->&\u2028\ud800\udfff", max_size=12))
+@given(st.text(), st.text("</script!->&\u2028\ud800", max_size=12))
 def test_any_text_survives_its_script_element(text: str, markup: str) -> None:
     written = script_json({"response": text + markup})
     assert not set("<>&\u2028\u2029") & set(written)
