@@ -64,7 +64,7 @@ def cost_chart(methods: Sequence[CostSeries], front: Sequence[tuple[float, float
                 *zip(*steps, strict=True), where="post", color=INK, linewidth=1.1, alpha=0.5, label="Pareto front"
             )
         every_token = [tokens for method in methods for tokens in method.tokens]
-        apart = (max(every_token) / min(every_token)) ** 0.01 if every_token else 1.0
+        apart = max(1.002, (max(every_token) / max(1.0, min(every_token))) ** 0.01) if every_token else 1.0
         taken: set[float] = set()
         for method in methods:
             _draw_costs(axes, method, apart, taken)
@@ -85,7 +85,7 @@ def _draw_costs(axes: Axes, method: CostSeries, apart: float, taken: set[float])
     colour = SERIES[method.series % len(SERIES)]
     places = []
     for tokens in method.tokens:
-        place = tokens
+        place = max(1.0, tokens)
         while round(place, 6) in taken:
             place *= apart
         taken.add(round(place, 6))
@@ -125,9 +125,11 @@ def _cost_axes(axes: Axes) -> None:
 def _token_axis(axes: Axes) -> None:
     low, high = axes.get_xlim()
     decades = np.log10(high / low)
-    axes.xaxis.set_major_locator(
-        LogLocator(10, (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 4 else (1.0,))
-    )
+    if decades < 0.8:  # too little for ticks at 1, 2 and 5 alone
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 4 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(10, subs))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(token_tick))
 

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from falcon_h1r.config_evaluate import ScalingConfig
 from falcon_h1r.evaluation import evaluation_page_browser
+from falcon_h1r.evaluation.charts import RIGHT, WRONG, Interval
 from falcon_h1r.evaluation.evaluation_page import write_page
 from falcon_h1r.evaluation.evaluation_page_browser import Shelf, browser_data, script_json, shares_of
-from falcon_h1r.evaluation.evaluation_page_charts import token_tick
+from falcon_h1r.evaluation.evaluation_page_charts import CostSeries, Values, cost_chart, distribution_chart, token_tick
 from falcon_h1r.evaluation.metrics import differences, summarise
 from falcon_h1r.evaluation.report import write_report
 from falcon_h1r.evaluation.scaling_curves import scaling_summary
+from falcon_h1r.evaluation.summary import summarise_pipeline
 from falcon_h1r.evaluation.transcripts import MAX_CHARACTERS
 from falcon_h1r.scaling.traces import SCORES
 from falcon_h1r.types import InputError
@@ -206,7 +208,7 @@ def test_the_browser_carries_every_response_with_its_verdict(evaluation: tuple[s
 
 
 def test_the_same_evaluation_gives_the_same_page(tmp_path: Path) -> None:
-    rows = samples(0.7, 0)
+    rows = samples(0.7, 0, measured=False)
     pages = []
     for name in ("a", "b"):
         write_benchmark(tmp_path / name / "aime24", rows)
@@ -243,11 +245,8 @@ def test_a_folder_that_holds_no_evaluation_that_has_ended_is_refused(tmp_path: P
 def test_the_pipeline_s_report_shows_tokens_where_confidence_was_measured(tmp_path: Path) -> None:
     rows = samples(0.7, 0)
     write_rows(tmp_path / "evaluate" / "grpo" / "samples.jsonl", rows)
-    summary = summarise(rows, 4, 0)
-    (tmp_path / "summary.json").write_text(json.dumps({"grpo": summary}))
-    assert 'id="costs"' not in write_report(tmp_path).read_text()
-    summary["scaling"] = scaling_summary(rows, [], CONFIG, 0, 0)
-    (tmp_path / "summary.json").write_text(json.dumps({"grpo": summary}))
+    summary = summarise_pipeline({"grpo": rows}, {}, 0, CONFIG)
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert 'aria-label="Accuracy against tokens, GRPO, top-k confidence"' in write_report(tmp_path).read_text()
 
 
@@ -314,6 +313,24 @@ def test_problems_of_one_name_in_two_benchmarks_stay_apart() -> None:
         shelf.put(sample("same", 0, "7", None, question=name), "sampled")
     data = browser_data(shelves)
     assert [data["problems"][row["problem"]]["question"] for row in data["rows"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("tokens", [0.0, 21.0, 3e6])
+def test_methods_of_equal_cost_are_drawn_beside_each_other(tokens: float) -> None:
+    methods = [
+        CostSeries(name, [tokens, tokens], [Interval(0.5, 0.4, 0.6), Interval(0.7, 0.6, 0.8)], 1, "o") for name in "abc"
+    ]
+    plot = cost_chart(methods, [(tokens, 0.7)], "equal costs")
+    bars = re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL \1 ', plot)  # vertical: gridlines of x, and the intervals
+    assert len(set(bars)) >= 6
+
+
+@pytest.mark.parametrize("values", [[20.0, 20.0], [20.0, 24.0], [1.0, 5e5], [0.0, 3.0]])
+def test_any_range_of_lengths_has_ticks_to_read(values: list[float]) -> None:
+    groups = [Values("right", RIGHT, np.array(values)), Values("wrong", WRONG, np.array([]))]
+    plot = distribution_chart(groups, "lengths", "tokens", log_axis=True, of_all=True)
+    ticks = re.findall(r">([\d.]+[kM]?)</text>", plot)
+    assert len(ticks) >= 2
 
 
 @pytest.mark.parametrize(("tokens", "text"), [(950, "950"), (12_000, "12k"), (89_800_000, "89.8M"), (2.5e9, "2.5G")])
