@@ -101,7 +101,7 @@ def build_content(name: str, overall: Mapping[str, Any], parts: Sequence[Part]) 
         "browser_data": Markup(script_json(data)),  # escaped for a script element there
         "description": overall.get("engine"),
         "measure_names": MEASURE_NAMES,
-        "score_names": SCORES,
+        "score_names": {score: score_name(score) for score in SCORES},
     }
 
 
@@ -195,7 +195,12 @@ def method_name(row: Mapping[str, Any]) -> str:
         kind = "DeepConf, measured" if row["is_measured"] else "DeepConf"
         return f"{kind}, keep {100 * row['keep_share']:g}%"
     plain = {"single": "single answer", "majority": "majority"}
-    return plain.get(row["method"], f"vote by {row['method'].replace('_', ' ')}")
+    return plain.get(row["method"], f"vote by {score_name(row['method'])}")
+
+
+def score_name(score: str) -> str:
+    """A trace score, for people."""
+    return "bottom 10%" if score == "bottom_10" else score.replace("_", " ")
 
 
 def _interval(row: Mapping[str, Any]) -> Interval:
@@ -269,7 +274,7 @@ def confidence_plots(part: Part) -> list[dict[str, Any]]:
             for name, colour, wanted in ((RIGHT_ANSWER, RIGHT, True), (WRONG_ANSWER, WRONG, False))
         ]
         title = f"{part.name}, {MEASURE_NAMES.get(measure[0], measure[0])} confidence"
-        axis = score.replace("_", " ")
+        axis = score_name(score)
         auc = ((scaling.get("auc_within") or {}).get(measure[0]) or {}).get(score)
         svg = distribution_chart(groups, f"Confidence of right and wrong traces, {title}", axis)
         plots.append({"title": title, "svg": Markup(svg), "auc": auc, "counts": _counts(groups)})
