@@ -13,7 +13,10 @@ ABSENT = "–"
 
 
 def render_page(template: Path, content: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]]) -> str:
-    """The template with its content, all text escaped; besides `filters` it has those of this module."""
+    """The template with its content, all text escaped; besides `filters` it has those of this module.
+
+    Half a surrogate pair, which a model may write and UTF-8 cannot, is shown by its number.
+    """
     environment = Environment(
         loader=FileSystemLoader([template.parent, STYLES]),
         autoescape=True,
@@ -22,7 +25,8 @@ def render_page(template: Path, content: Mapping[str, Any], filters: Mapping[str
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": format_percent, "points": format_points, "number": format_number, **filters}
-    return environment.get_template(template.name).render(content)
+    page = environment.get_template(template.name).render(content)
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def format_percent(value: float | None) -> str:

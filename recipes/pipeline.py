@@ -77,7 +77,7 @@ def pipeline(config: Config, folder: Path, world: World) -> None:
     peak_memory_gib = sum(world.gather(memory.peak_gib))
 
     if world.is_main:
-        summary = summarise_pipeline(samples, seconds, config.seed)
+        summary = summarise_pipeline(samples, seconds, config.seed, config.scaling)
         summary.update(peak_memory_gib=round(peak_memory_gib, 3), versions=environment_versions())
         replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         print(f"\nsummary: {folder / 'summary.json'}\nreport:  {write_report(folder)}", flush=True)

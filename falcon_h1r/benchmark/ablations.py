@@ -20,7 +20,8 @@ from falcon_h1r.benchmark.figures import command_line
 from falcon_h1r.benchmark.tables import table
 from falcon_h1r.config import Config
 from falcon_h1r.distributed.launcher import run_command
-from falcon_h1r.evaluation.metrics import VOTES, differences, estimate_mean, problem_values, votes_of
+from falcon_h1r.evaluation.intervals import estimate_mean
+from falcon_h1r.evaluation.metrics import VOTES, differences, problem_values, votes_of
 from falcon_h1r.evaluation.run_folder import read_rows
 from falcon_h1r.tracking import Tracker, environment_versions
 

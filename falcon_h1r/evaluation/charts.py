@@ -17,15 +17,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # matplotlib draws with stand-in colours; each becomes its CSS variable in the SVG.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
+RIGHT, WRONG, OPEN = "#060601", "#060602", "#060603"  # verdicts
 SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505")
-_CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"} | {
-    colour: f"--series-{index}" for index, colour in enumerate(SERIES)
+CSS_VARIABLES = {
+    **{INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"},
+    **{RIGHT: "--right", WRONG: "--wrong", OPEN: "--open"},
+    **{colour: f"--series-{index}" for index, colour in enumerate(SERIES)},
 }
 MARKERS = ("s", "D", "o", "^", "v")  # stages differ in shape, too, not in colour alone
 MAX_POINTS = 400
 DENSE_POINTS = 30  # from here on a curve is drawn faint under its moving average
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: selectable, in the page's font
     "svg.hashsalt": "falcon_h1r",
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -71,7 +74,7 @@ def interval_chart(
     spacing = 0.19
     height = 0.32 + len(rows) * (0.16 + 0.115 * num_series)
     label_inches = 0.12 + 0.066 * max(map(len, rows), default=0)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width_inches, height))
         axes = figure.add_subplot()
         figure.subplots_adjust(
@@ -98,8 +101,8 @@ def interval_chart(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:+.0f}" if x else "0"))
         else:
             axes.set_xlim(-0.015, 1.015)
-            axes.xaxis.set_major_formatter(FuncFormatter(_percent_tick))
-        return _to_svg(figure, label)
+            axes.xaxis.set_major_formatter(FuncFormatter(percent_tick))
+        return to_svg(figure, label)
 
 
 def curve_chart(curves: Sequence[Curve], label: str, *, series: int, is_share: bool, smooth: bool = True) -> str:
@@ -109,7 +112,7 @@ def curve_chart(curves: Sequence[Curve], label: str, *, series: int, is_share: b
     """
     own = SERIES[series % len(SERIES)]
     colours = list(dict.fromkeys([own, *SERIES[3:], *SERIES]))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.35, 1.9))
         axes = figure.add_subplot()
         figure.subplots_adjust(left=0.14, right=0.985, bottom=0.235, top=0.965)
@@ -122,11 +125,11 @@ def curve_chart(curves: Sequence[Curve], label: str, *, series: int, is_share: b
         axes.tick_params(length=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.yaxis.set_major_formatter(FuncFormatter(_percent_tick if is_share else _number_tick))
+        axes.yaxis.set_major_formatter(FuncFormatter(percent_tick if is_share else _number_tick))
         axes.set_xlabel("step")
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8, handlelength=1.2, borderaxespad=0.2)
-        return _to_svg(figure, label)
+        return to_svg(figure, label)
 
 
 def _draw_curve(axes: Axes, curve: Curve, colour: str, smooth: bool) -> None:
@@ -152,7 +155,7 @@ def _moving_average(values: np.ndarray, half_width: int) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
 
 
-def _percent_tick(value: float, _: object = None) -> str:
+def percent_tick(value: float, _: object = None) -> str:
     return f"{100 * value:.3g}%"
 
 
@@ -163,7 +166,7 @@ def _number_tick(value: float, _: object = None) -> str:
     return f"{value:,.6g}"
 
 
-def _to_svg(figure: Figure, label: str) -> str:
+def to_svg(figure: Figure, label: str) -> str:
     """The figure as an SVG element for an HTML page: no metadata, no outside reference, no fixed size."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -174,6 +177,6 @@ def _to_svg(figure: Figure, label: str) -> str:
     content = content.replace("xlink:href", "href")
     content = re.sub(r"font-family: [^;\"]*;? ?", "", content)
     content = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", content)  # figure_1, axes_1, ...: the same in every plot
-    for colour, variable in _CSS_VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         content = content.replace(colour, f"var({variable})")
     return f'<svg role="img" aria-label="{html.escape(label)}" {view_box}>{content}'

@@ -1,21 +1,18 @@
 """Accuracy with intervals: pass@1, greedy, pass@k, maj@k, and paired differences between two models.
 
 Everything here is a pure function of arrays or of the evaluation's sample rows, seeded, without I/O.
-Intervals are 95% percentile bootstraps over *problems* (a cluster bootstrap): the n samples of one problem
-rise and fall together, so resampling samples would claim far more certainty than there is. They speak of new
-problems for the models at hand, not of models trained anew with another seed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from falcon_h1r.evaluation.intervals import Estimate, estimate_mean, estimate_means, paired_difference, point
 from falcon_h1r.types import DIFFICULTIES
 
 BoolArray = NDArray[np.bool_]
@@ -23,81 +20,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 SampleRow = Mapping[str, Any]
 
-LEVEL = 0.95
-NUM_RESAMPLES = 4000
 NO_ANSWER = -1
-
-
 VOTES = 8  # pass@8 and maj@8, where there are as many samples
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value with its 95% interval, estimated on n problems."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Intervals
-
-
-def estimate_mean(
-    values: FloatArray,  # (N)
-    seed: int,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    clusters: IntArray | None = None,  # (N): observations with one number are resampled together
-) -> Estimate:
-    """The mean of values, which lie within bounds, with its 95% interval over clusters.
-
-    By default each value is a cluster of its own. The percentile bootstrap knows only what was seen: of 200
-    wrong answers it would make an accuracy of exactly 0. So the interval is never narrower than what a kind
-    of problem not seen among the m clusters could do. Such a kind has a share below b = 1 - 0.025^(1/m), or m
-    draws would miss it in fewer than 2.5% of all cases; at worst it lies at a bound and moves the value by b
-    towards it. For accuracies of 0 and 1 that is Clopper and Pearson's interval; with a hundred problems of
-    mixed results it is well inside the bootstrap's.
-    """
-    if values.size == 0:
-        raise ValueError("no problems to estimate from")
-    members = np.arange(values.size)
-    if clusters is not None:
-        members = np.unique(clusters, return_inverse=True)[1]
-    sums = np.bincount(members, weights=values).astype(np.float64)
-    sizes = np.bincount(members).astype(np.float64)
-    value, num_clusters = float(sums.sum() / sizes.sum()), int(sums.size)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(_resampled_means(sums, sizes, seed), [tail, 1 - tail])
-    unseen = 1 - tail ** (1 / num_clusters)
-    low = min(float(low), value - unseen * (value - bounds[0]))
-    high = max(float(high), value + unseen * (bounds[1] - value))
-    return Estimate(value, low, high, num_clusters)
-
-
-def _resampled_means(sums: FloatArray, sizes: FloatArray, seed: int) -> FloatArray:
-    """NUM_RESAMPLES means over clusters drawn with replacement, in chunks of bounded memory."""
-    generator = np.random.default_rng(seed)
-    rows_per_chunk = max(1, 4_000_000 // sums.size)
-    chunks = []
-    for start in range(0, NUM_RESAMPLES, rows_per_chunk):
-        shape = (min(rows_per_chunk, NUM_RESAMPLES - start), sums.size)
-        drawn = generator.integers(0, sums.size, shape)
-        chunks.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-    return np.concatenate(chunks)
-
-
-def paired_difference(a: FloatArray, b: FloatArray, seed: int, problems: IntArray | None = None) -> Estimate:
-    """The mean of a - b on the same problems, in [-1, 1], with its interval.
-
-    A problem's pair is resampled as one, so that problems hard for both widen nothing. To pool training
-    seeds, concatenate their pairs and number the problems: pairs of one problem are resampled together. The
-    interval then holds for these trained models together.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"a paired difference needs the same problems on both sides: {a.shape}, {b.shape}")
-    return estimate_mean(a.astype(np.float64) - b, seed, bounds=(-1.0, 1.0), clusters=problems)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -141,6 +65,11 @@ def maj_at_k_by_problem(answers: IntArray, correct: BoolArray, k: int) -> FloatA
     won = (leads & right).sum(axis=1) / np.maximum(leads.sum(axis=1), 1)
     values: FloatArray = won.reshape(num_problems, num_votes).mean(axis=1)
     return values
+
+
+def ks_of_curves(num_samples: int) -> list[int]:
+    """1, 2, 4, ... and the number of samples."""
+    return [*(2**power for power in range((num_samples - 1).bit_length())), num_samples]
 
 
 def pass_at_1(correct: BoolArray, seed: int) -> Estimate:
@@ -211,25 +140,49 @@ def votes_of(samples: Sequence[SampleRow]) -> int:
 
 
 def summarise(samples: Sequence[SampleRow], k: int, seed: int) -> dict[str, Any]:
-    """The summary of one model's evaluation: each metric with its interval, tokens, and the breakdowns.
+    """The summary of one model's evaluation: each metric with its interval, tokens, curves and the breakdowns.
 
-    `num_samples`, `mean_response_tokens` and `truncated_share` speak of the sampled responses (of the greedy
-    ones where nothing was sampled); `tokens_generated` counts both.
+    `num_samples`, `mean_response_tokens`, `tokens_per_correct` and the shares speak of the sampled responses (of the
+    greedy ones where nothing was sampled); `tokens_generated` counts both. `tokens_per_correct` is all that these
+    cost, over the right ones; None where none is right.
     """
     if not samples:
         raise ValueError("no samples to summarise")
     counted = [row for row in samples if not row["greedy"]] or list(samples)
+    num_right = sum(row["status"] == "correct" for row in counted)
     return {
         **_accuracies(samples, k, seed),
         "num_problems": len({row["problem_uid"] for row in samples}),
         "num_samples": len(counted),
         "tokens_generated": int(sum(row["response_tokens"] for row in samples)),
         "mean_response_tokens": float(np.mean([row["response_tokens"] for row in counted])),
+        "tokens_per_correct": sum(row["response_tokens"] for row in counted) / num_right if num_right else None,
         "truncated_share": float(np.mean([row["stop_reason"] == "length" for row in counted])),
         "undecided_share": float(np.mean([row["status"] == "undecided" for row in counted])),
         "unverifiable_gold_share": float(np.mean([row["status"] == "unverifiable_gold" for row in counted])),
+        "curves": curves([row for row in samples if not row["greedy"]], seed),
         "by_family": breakdown(samples, lambda row: row["family"] or "unknown", k, seed),
         "by_difficulty": breakdown(samples, lambda row: row["difficulty"] or "unknown", k, seed),
+    }
+
+
+def curves(sampled: Sequence[SampleRow], seed: int) -> dict[str, list[dict[str, float]]]:
+    """pass@k and maj@k at every k of `ks_of_curves`: {"pass_at_k": [{"k", "value", "low", "high"}], "maj_at_k": ...}.
+
+    Empty where there are no two samples of a problem.
+    """
+    uids = sorted({row["problem_uid"] for row in sampled})
+    if len(sampled) < 2 * max(1, len(uids)):
+        return {}
+    correct, answers = _sample_matrices(uids, _group_by_problem(sampled))
+    ks = ks_of_curves(correct.shape[1])
+    by_name = {
+        "pass_at_k": np.stack([pass_at_k_by_problem(correct, k) for k in ks], axis=1),
+        "maj_at_k": np.stack([maj_at_k_by_problem(answers, correct, k) for k in ks], axis=1),
+    }
+    return {
+        name: [{"k": k, **point(estimate)} for k, estimate in zip(ks, estimate_means(values, seed), strict=True)]
+        for name, values in by_name.items()
     }
 
 
@@ -281,6 +234,5 @@ def differences(
     for name, runs in collected.items():
         _, problems = np.unique([uid for uids, _, _ in runs for uid in uids], return_inverse=True)
         values_a, values_b = (np.concatenate([run[side] for run in runs]) for side in (1, 2))
-        estimate = asdict(paired_difference(values_a, values_b, seed, problems))
-        result[name] = {part: estimate[part] for part in ("value", "low", "high")}
+        result[name] = point(paired_difference(values_a, values_b, seed, problems))
     return result

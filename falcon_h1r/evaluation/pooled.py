@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from falcon_h1r.data.teachers import LEAP
-from falcon_h1r.evaluation.metrics import VOTES, differences, estimate_mean, votes_of
+from falcon_h1r.evaluation.intervals import estimate_mean
+from falcon_h1r.evaluation.metrics import VOTES, differences, votes_of
 from falcon_h1r.evaluation.run_folder import read_rows
 from falcon_h1r.types import InputError
 

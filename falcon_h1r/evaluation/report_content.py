@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from falcon_h1r.evaluation.charts import DENSE_POINTS, Curve, Interval, curve_chart, interval_chart
+from falcon_h1r.evaluation.evaluation_page_content import cost_plots
 from falcon_h1r.evaluation.metrics import differences, summarise
 from falcon_h1r.evaluation.report_grpo import TABLED, alarm_rows, family_rows, gradient_rows, grpo_panels
 from falcon_h1r.evaluation.run_folder import STAGE_ORDER, Row, RunFolder, stage_order
@@ -56,6 +57,11 @@ def build_content(run: RunFolder) -> dict[str, Any]:
         "alarms": alarm_rows(run.metrics.get("grpo", [])),
         "families": family_rows(run.metrics.get("grpo", [])),
         "gradients": gradient_rows(run.metrics.get("grpo", [])),
+        "costs": [
+            plot
+            for stage in stages
+            for plot in cost_plots(STAGE_NAMES.get(stage, stage), summaries[stage].get("scaling", {}))
+        ],
         "funnel": _funnel(run.curation),
         "curation_facts": _flatten({key: run.curation[key] for key in run.curation if key != "funnel"}),
         "transcripts": pick_transcripts(run.evaluations),

@@ -72,12 +72,17 @@ def _spread_over_families(rows: Sequence[Row], wanted: int) -> list[Row]:
 
 def _shown(row: Row) -> Row:
     """The row with its response cut in two at the end of the thinking, and to a length that can be read."""
-    response = row.get("response", "")
+    response, left_out = cut_in_the_middle(row.get("response", ""))
+    thinking, closing, answer = response.partition("</think>")
+    return {**row, "thinking": thinking + closing, "answer": answer, "left_out": left_out}
+
+
+def cut_in_the_middle(response: str) -> tuple[str, int]:
+    """Its beginning and its end, MAX_CHARACTERS together, and how many characters that leaves out."""
     left_out = max(0, len(response) - MAX_CHARACTERS)
     if left_out:
         response = response[: MAX_CHARACTERS // 2] + "\n[...]\n" + response[-MAX_CHARACTERS // 2 :]
-    thinking, closing, answer = response.partition("</think>")
-    return {**row, "thinking": thinking + closing, "answer": answer, "left_out": left_out}
+    return response, left_out
 
 
 def pick_rollouts(rows: Sequence[Row]) -> list[Row]:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from falcon_h1r.evaluation.intervals import estimate_mean, estimate_means, paired_difference
 from falcon_h1r.evaluation.metrics import (
     NO_ANSWER,
+    curves,
     differences,
-    estimate_mean,
     greedy_accuracy,
+    ks_of_curves,
     maj_at_k_by_problem,
-    paired_difference,
     pass_at_1,
     pass_at_k,
     pass_at_k_by_problem,
@@ -42,11 +44,17 @@ def problem_rows(uid: str, answers: list[str | None], greedy: str | None, **fiel
 # One value a problem
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=8), st.data())
-def test_pass_at_k_is_the_share_of_subsets_that_hold_a_correct_sample(samples: list[bool], data: st.DataObject) -> None:
-    k = data.draw(st.integers(1, len(samples)))
-    enumerated = np.mean([any(subset) for subset in itertools.combinations(samples, k)])
-    assert pass_at_k_by_problem(np.array([samples]), k)[0] == pytest.approx(enumerated, abs=1e-12)
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_correct_sample() -> None:
+    """Every n to 12, every count of correct ones, every k, by going through all subsets."""
+    for n in range(1, 13):
+        subsets = np.arange(2**n)
+        sizes = np.array([int(subset).bit_count() for subset in subsets])
+        for num_correct in range(n + 1):
+            holds_one = (subsets & (2**num_correct - 1)) != 0  # the correct ones are the first bits
+            correct = np.arange(n)[None] < num_correct
+            for k in range(1, n + 1):
+                enumerated = holds_one[sizes == k].mean()
+                assert pass_at_k_by_problem(correct, k)[0] == pytest.approx(enumerated, abs=1e-12)
 
 
 def test_pass_at_k_stays_exact_where_binomials_overflow_floats() -> None:
@@ -103,15 +111,59 @@ def test_more_samples_than_k_are_several_votes() -> None:
 # Intervals
 
 
-def test_intervals_cover_the_truth_in_simulation() -> None:
-    """100 problems of Beta-distributed difficulty, 8 samples each, 200 times."""
+def coverage(values: NDArray[np.float64], truth: float, seed: int) -> float:
+    """Share of simulated benchmarks, a column each, whose interval holds the truth. values: (P, simulations)."""
+    estimates = estimate_means(values, seed)
+    return float(np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]))
+
+
+@pytest.mark.parametrize(
+    ("num_problems", "num_samples", "alpha", "beta"),
+    [(200, 8, 0.5, 1.0), (200, 1, 0.5, 1.0), (30, 16, 0.5, 1.0), (200, 16, 4.0, 0.5), (500, 4, 0.3, 1.5)],
+)
+def test_intervals_cover_the_truth_in_simulation(
+    num_problems: int, num_samples: int, alpha: float, beta: float
+) -> None:
+    """1,000 benchmarks of Beta-distributed difficulty: 30 problems as AIME has, easy ones, hard ones, one sample."""
     generator = np.random.default_rng(0)
-    num_covered = 0
-    for seed in range(200):
-        chances = generator.beta(0.5, 1.0, size=(100, 1))
-        estimate = pass_at_1(generator.random((100, 8)) < chances, seed)
-        num_covered += estimate.low <= 1 / 3 <= estimate.high
-    assert 0.91 <= num_covered / 200 <= 0.99
+    chances = generator.beta(alpha, beta, size=(num_problems, 1000))
+    shares = generator.binomial(num_samples, chances) / num_samples
+    assert 0.93 <= coverage(shares, alpha / (alpha + beta), seed=0) <= 0.97
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(4.0, 0.5), (0.2, 2.0)])
+def test_near_the_bounds_few_problems_have_intervals_that_are_rather_too_wide(alpha: float, beta: float) -> None:
+    chances = np.random.default_rng(0).beta(alpha, beta, size=(30, 1000))
+    shares = np.random.default_rng(1).binomial(16, chances) / 16
+    assert coverage(shares, alpha / (alpha + beta), seed=0) >= 0.95
+
+
+def test_a_difference_s_interval_covers_it_in_simulation() -> None:
+    """Both models are better at the same problems, one by 5 points."""
+    generator = np.random.default_rng(0)
+    chances = generator.beta(1.0, 1.0, size=(100, 1000))
+    after = generator.binomial(8, 0.1 + 0.85 * chances) / 8
+    before = generator.binomial(8, 0.05 + 0.85 * chances) / 8
+    estimates = estimate_means(after - before, 0, bounds=(-1.0, 1.0))
+    assert 0.93 <= np.mean([estimate.low <= 0.05 <= estimate.high for estimate in estimates]) <= 0.97
+
+
+def test_intervals_of_many_quantities_are_those_of_each() -> None:
+    generator = np.random.default_rng(0)
+    values, clusters = generator.random((40, 3)), generator.integers(0, 15, 40)
+    for own in (None, clusters):
+        together = estimate_means(values, 5, clusters=own)
+        for column, estimate in zip(values.T, together, strict=True):
+            alone = estimate_mean(column, 5, clusters=own)
+            assert astuple(estimate) == pytest.approx(astuple(alone), abs=1e-12)
+
+
+def test_few_problems_widen_the_interval_beyond_the_plain_percentiles() -> None:
+    """Its half width is Student's with the sample's deviation, where the values are symmetric."""
+    values = np.linspace(0.3, 0.7, 12)
+    estimate = estimate_mean(values, seed=0, bounds=(0.28, 0.72))
+    student = 2.201 * values.std(ddof=1) / np.sqrt(12)  # t at 97.5% with 11 degrees of freedom
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(student, rel=0.04)
 
 
 def test_resampling_samples_instead_of_problems_would_be_overconfident() -> None:
@@ -201,12 +253,12 @@ def two_problems() -> list[dict[str, Any]]:
 def test_a_summary_holds_the_agreed_keys_and_values() -> None:
     summary = summarise(two_problems(), k=4, seed=0)
     metrics = ["pass_at_1", "greedy", "pass_at_4", "maj_at_4"]
-    counts = ["num_problems", "num_samples", "tokens_generated", "mean_response_tokens", "truncated_share"]
-    counts += ["undecided_share", "unverifiable_gold_share"]
+    counts = ["num_problems", "num_samples", "tokens_generated", "mean_response_tokens", "tokens_per_correct"]
+    counts += ["truncated_share", "undecided_share", "unverifiable_gold_share"]
     intervals = [f"{name}_interval" for name in metrics]
-    assert set(summary) == {*metrics, *intervals, *counts, "by_family", "by_difficulty"}
+    assert set(summary) == {*metrics, *intervals, *counts, "curves", "by_family", "by_difficulty"}
     assert [summary[name] for name in metrics] == pytest.approx([0.5, 0.5, 1.0, (1 + 1 / 3) / 2])
-    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 1 / 8, 1 / 8, 0])
+    assert [summary[name] for name in counts] == pytest.approx([2, 8, 140, 15, 30, 1 / 8, 1 / 8, 0])
     for name in metrics:
         low, high = summary[f"{name}_interval"]
         assert low <= summary[name] <= high
@@ -244,3 +296,35 @@ def test_differences_report_each_shared_metric() -> None:
     assert result["greedy"]["value"] == pytest.approx(0.5)
     assert set(result) == {"pass_at_1", "greedy", "pass_at_4", "maj_at_4"}
     assert set(result["greedy"]) == {"value", "low", "high"}
+
+
+def test_tokens_per_correct_answer_count_the_wrong_ones_and_leave_greedy_rows_out() -> None:
+    rows = problem_rows("a", ["7", "8", "8", "7"], greedy="7")
+    rows[0]["response_tokens"] = 1000  # the greedy one
+    rows[2]["response_tokens"] = 70
+    assert summarise(rows, k=1, seed=0)["tokens_per_correct"] == (10 + 70 + 10 + 10) / 2
+    assert summarise(problem_rows("a", ["8", "8"], greedy="8"), k=1, seed=0)["tokens_per_correct"] is None
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "ks"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (64, [1, 2, 4, 8, 16, 32, 64])]
+)
+def test_curves_double_k_and_end_at_the_samples_there_are(num_samples: int, ks: list[int]) -> None:
+    assert ks_of_curves(num_samples) == ks
+
+
+def test_curves_are_the_metrics_at_every_k() -> None:
+    rows = two_problems()
+    found = curves([row for row in rows if not row["greedy"]], seed=0)
+    assert [point["k"] for point in found["pass_at_k"]] == [1, 2, 4]
+    for k in (1, 2, 4):
+        summary = summarise(rows, k=k, seed=0)
+        for name in ("pass", "maj"):
+            point = next(point for point in found[f"{name}_at_k"] if point["k"] == k)
+            bounds = summary[f"{name}_at_{k}_interval"]
+            assert [point["value"], point["low"], point["high"]] == pytest.approx([summary[f"{name}_at_{k}"], *bounds])
+
+
+def test_one_sample_a_problem_has_no_curves() -> None:
+    assert curves([sample_row("a", "7"), sample_row("b", "7")], seed=0) == {}
+    assert curves([], seed=0) == {}

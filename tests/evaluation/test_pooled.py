@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from falcon_h1r.config_evaluate import ScalingConfig
 from falcon_h1r.evaluation.pooled import pooled_page
 from falcon_h1r.evaluation.summary import summarise_pipeline
 from falcon_h1r.types import InputError
@@ -34,7 +35,7 @@ def write_run(folder: Path, seed: int) -> str:
         path = folder / "evaluate" / model / "samples.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = summarise_pipeline(samples, {"sft": 10.0, "grpo": 5.0}, seed)
+    summary = summarise_pipeline(samples, {"sft": 10.0, "grpo": 5.0}, seed, ScalingConfig())
     summary |= {"peak_memory_gib": 1.5, "versions": VERSIONS}
     (folder / "summary.json").write_text(json.dumps(summary))
     return str(folder)
