@@ -76,9 +76,8 @@ class BenchmarkSuiteConfig:
     throughput_cases: list[ThroughputCaseConfig] = field(default_factory=list)
     throughput_scale: float = 1.0  # all lengths are multiplied by it
 
-    # Of scaling: GRPO's models of `runs`, one set of samples for each of `seeds`.
-    scaling_problems: int = 200  # of each run's held-out ones
-    scaling_traces: int = 32  # of each, which is the budget, too
+    # Of scaling: GRPO's models of `runs`, as `evaluate` and `scaling` say, one set of samples for each of `seeds`.
+    scaling_warmups: list[int] = field(default_factory=lambda: [16, 8])  # each replayed, its waves as long
 
     # Of model. The weights are random ones of model.architecture; model.path is not read.
     parts: list[str] = field(default_factory=lambda: ["scan", "scan_alone", "model", "lengths", "row", "loss"])

@@ -12,14 +12,15 @@
     python recipes/benchmark.py suite=packing
     python recipes/benchmark.py suite=rollouts
     python recipes/benchmark.py suite=throughput
+    python recipes/benchmark.py suite=scaling benchmark.runs=[runs/quickstart]
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
 transformers, case by case: parts can be measured apart, and with `resume` what the page has stays. The next judges
 labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next compares one step's gradient in every
 layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. Then come what saving costs, what
 curation takes and survives, how full rows and how even ranks are over an epoch of the recipe's size, and how fast
-rollouts are drawn beside transformers' generate (suite=rollouts_gpu: the 7B on a GPU). The last draws given lengths at
-given batch sizes, on any model and engine.
+rollouts are drawn beside transformers' generate (suite=rollouts_gpu: the 7B on a GPU). suite=throughput draws
+given lengths at given batch sizes, on any model and engine. The last is DeepConf's table: accuracy, tokens and time.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def check(config: Config) -> None:
     elif config.benchmark.kind == "grpo_step":
         require("model.path", config.model.path)
         require("grpo.data.path", config.grpo.data.path)
+    elif config.benchmark.kind == "scaling":
+        from falcon_h1r.benchmark.scaling import check_scaling_suite
+
+        check_scaling_suite(config)
     elif config.benchmark.kind == "plan":
         from falcon_h1r.planning.suite import measured_runs
 
@@ -69,6 +74,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
     from falcon_h1r.benchmark.long_tail import run_long_tail_suite
     from falcon_h1r.benchmark.packing import run_packing_suite
     from falcon_h1r.benchmark.rollouts import run_rollouts_suite
+    from falcon_h1r.benchmark.scaling import run_scaling_suite
     from falcon_h1r.benchmark.suite import run_suite
     from falcon_h1r.benchmark.throughput import run_throughput_suite
     from falcon_h1r.benchmark.verifier.suite import run_verifier_suite
@@ -97,6 +103,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_packing_suite(config, folder)
     elif config.benchmark.kind == "rollouts":
         run_rollouts_suite(config, folder, world)
+    elif config.benchmark.kind == "scaling":
+        run_scaling_suite(config, folder, world)
     elif config.benchmark.kind == "throughput":
         run_throughput_suite(config, folder, world)
     elif config.benchmark.kind == "plan":
