@@ -100,7 +100,7 @@ class TraceDraft:
         gaps = (counted or 0) - len(self.tokens)
         if self.num_top and gaps > max(MOST_GAPS, len(self.tokens) // 10):
             raise InputError(
-                f"it gave logprobs of {len(self.tokens)} tokens of {counted}: confidence needs all of them"
+                f"it gave logprobs of {len(self.tokens)} of {counted} tokens: confidence needs all of them"
             )
         if self._finish_reason == "stop":
             return self.drawn("stop")
