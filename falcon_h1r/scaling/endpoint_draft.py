@@ -15,7 +15,7 @@ from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, TraceReque
 from falcon_h1r.types import THINK_END, THINK_START, InputError, StopReason
 
 PIECES_WITHOUT_LOGPROBS = 8  # so many with text and no logprob among them: the server gives none
-MOST_GAPS = 8  # tokens without logprobs in a trace, or a tenth of it: the stop token, tags, halves of a character
+MOST_GAPS = 8  # tokens without logprobs in a trace, or half of it: the stop token, tags, halves of a character
 
 
 class TraceDraft:
@@ -98,7 +98,7 @@ class TraceDraft:
         if counted is None and not self.num_top:
             raise InputError("it counts no tokens (usage.completion_tokens), and gives no logprobs to count them by")
         gaps = (counted or 0) - len(self.tokens)
-        if self.num_top and gaps > max(MOST_GAPS, len(self.tokens) // 10):
+        if self.num_top and gaps > max(MOST_GAPS, len(self.tokens)):
             raise InputError(
                 f"it gave logprobs of {len(self.tokens)} of {counted} tokens: confidence needs all of them"
             )
