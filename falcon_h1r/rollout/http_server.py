@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from falcon_h1r.types import InputError
 
 LONGEST_SHOWN = 300  # characters of a server's own words in a message
+PASSING = (408, 429)  # no judgement of what was asked, as are 5xx, the server's own trouble
 
 
 class LostAnswer(RuntimeError):
@@ -125,9 +126,17 @@ class ModelServer:
                 return
             event = self._parsed(data, path)
             if not isinstance(event, dict) or "error" in event:
-                raise LostAnswer(f"{self.address}{path}: {self._shortened(data)}")
+                raise self._error(event, f"{self.address}{path}: {self._shortened(data)}")
             yield event
         raise LostAnswer(f"{self.address}{path}: the connection was lost within an answer")
+
+    def _error(self, event: Any, said: str) -> LostAnswer | Refused:
+        """What an event that is none means: vLLM refuses within an answer, after its status of 200."""
+        error = event.get("error") if isinstance(event, dict) else None
+        status = error.get("code") if isinstance(error, dict) else None
+        if isinstance(status, int) and 400 <= status < 500 and status not in PASSING:
+            return Refused(said, status)
+        return LostAnswer(said)
 
     def _answer(self, method: str, path: str, body: dict[str, Any] | None, seconds: float | None) -> Any:
         connection = self._connection(self.silent_seconds if seconds is None else seconds)
@@ -154,8 +163,7 @@ class ModelServer:
         if response.status == 200:
             return response
         said = f"{self.address}{path}: status {response.status}: {self._shortened(response.read())}"
-        # 408 and 429 are no judgement of what was asked, and 5xx is the server's own trouble.
-        if response.status in (408, 429) or response.status >= 500:
+        if response.status in PASSING or response.status >= 500:
             lost = LostAnswer(said)
             with suppress(TypeError, ValueError):  # none, or a date, which no model's server sends
                 lost.pause_seconds = max(0.0, float(response.getheader("Retry-After") or 0))

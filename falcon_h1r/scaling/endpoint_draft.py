@@ -5,11 +5,13 @@ Shapes: T tokens, k best tokens of a position.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from falcon_h1r.rollout.http_server import LostAnswer
-from falcon_h1r.scaling.confidence import next_group, token_confidence
+from falcon_h1r.scaling.confidence import LEAST_LOGPROB, token_confidence
 from falcon_h1r.scaling.endpoint_protocol import Piece, Token
 from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, TraceRequest
 from falcon_h1r.types import THINK_END, THINK_START, InputError, StopReason
@@ -62,17 +64,13 @@ class TraceDraft:
         stop, settings = self.request.stop, self._confidence
         if stop is None or settings is None:
             return False
-        if stop.measure == "top_k":
-            value = float(token_confidence(np.array([token.top_logprobs[: settings.top_k]]))[0])
-        else:
-            value = token.logprob
+        value = _top_k(token.top_logprobs[: settings.top_k]) if stop.measure == "top_k" else token.logprob
         self._sums.append(self._sums[-1] + value)
         ends = len(self._sums) - 1
         start = max(ends - settings.window_tokens, 0)
         if settings.partial_window == "wait" and ends < settings.window_tokens:
             return False
-        now, before = np.array([self._sums[ends]]), np.array([self._sums[start]])
-        return bool(next_group(now, before, np.array([ends - start]))[0] < stop.threshold)
+        return (self._sums[ends] - self._sums[start]) / (ends - start) < stop.threshold
 
     def _add_text(self, piece: Piece) -> None:
         if piece.reasoning:
@@ -142,6 +140,18 @@ class TraceDraft:
             return dict.fromkeys(self._confidence.measures, sampled)
         known = {"sampled": lambda: sampled, "top_k": lambda: token_confidence(tops)}
         return {measure: known[measure]() for measure in self._confidence.measures}
+
+
+def _top_k(logprobs: Sequence[float]) -> float:
+    """`token_confidence` of one position and, above, `group_confidence` at one token: the same sums in the same order,
+    and the same bits, without numpy's cost of 50 us for each token of each stream.
+    """
+    total, given = 0.0, 0
+    for logprob in logprobs:
+        if logprob > LEAST_LOGPROB:
+            total += logprob
+            given += 1
+    return -(total / given)
 
 
 def logprobs_asked_for(request: TraceRequest, confidence: ConfidenceSettings | None) -> int:

@@ -31,8 +31,8 @@ def token(text: str, confidence: float, is_reasoning: bool = False) -> Scripted:
 class StandIn:
     """Answers each request with `script(body)`, or with the next of `faults`.
 
-    A fault is "500", "401", "429 3" (with Retry-After), "drop 2" (after so many pieces), "garbage", "error", "silent",
-    "no end" (all of it but the last line) or "abort" (ends by another reason).
+    A fault is "500", "401", "429 3" (with Retry-After), "drop 2" (after so many pieces), "garbage", "error", "refusal"
+    (in the stream), "silent", "no end" (all of it but the last line) or "abort" (ends by another reason).
     """
 
     script: Callable[[dict[str, Any]], Sequence[Scripted]]
@@ -164,7 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.stand_in.released.wait(30)
             if kind == "abort" and event["choices"] and event["choices"][0].get("finish_reason"):
                 event["choices"][0]["finish_reason"] = "abort"
-            text = {"garbage": '{"choices": [', "error": '{"error": "out of memory"}'}.get(kind, json.dumps(event))
+            instead = {"garbage": '{"choices": [', "error": '{"error": "out of memory"}'}
+            instead["refusal"] = '{"error": {"message": "too many logprobs", "code": 400}}'
+            text = instead.get(kind, json.dumps(event))
             self._write(f"data: {text}\n\n")
         else:
             self._write("" if kind == "no end" else "data: [DONE]\n\n")

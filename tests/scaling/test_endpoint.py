@@ -13,9 +13,10 @@ from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.rollout.http_server import Cut
 from falcon_h1r.rollout.sampler import SamplingSettings
 from falcon_h1r.scaling import endpoint_streams
-from falcon_h1r.scaling.confidence import group_confidence, summarise
+from falcon_h1r.scaling.confidence import group_confidence, summarise, token_confidence
 from falcon_h1r.scaling.endpoint import EndpointEngine, open_endpoint
-from falcon_h1r.scaling.endpoint_protocol import ServedModel, trace_payload, trace_seed
+from falcon_h1r.scaling.endpoint_draft import TraceDraft
+from falcon_h1r.scaling.endpoint_protocol import Piece, ServedModel, Token, trace_payload, trace_seed
 from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, Stop, TraceRequest
 from falcon_h1r.types import InputError, Problem
 from tests.scaling.endpoint_stand_in import Scripted, StandIn, token
@@ -207,6 +208,24 @@ def test_a_trace_stops_where_the_whole_trace_says_and_no_later_token_counts(
         assert trace.stop_reason == ("confidence" if ends else "stop")
         assert trace.confidences[measure].tolist() == values[: trace.num_tokens].tolist()
         assert trace.text == "".join(TEXTS[: trace.num_tokens])
+
+
+@pytest.mark.parametrize("measure", ["top_k", "sampled"])
+@pytest.mark.parametrize("partial_window", ["mean", "wait"])
+def test_the_stream_is_watched_with_the_bits_of_the_whole(measure: str, partial_window: str) -> None:
+    random = np.random.default_rng(0)
+    settings = ConfidenceSettings(("top_k", "sampled"), 20, 7, partial_window)
+    for _ in range(20):
+        tops = -np.sort(random.exponential(3.0, (60, 20)), axis=1)
+        tops[random.random((60, 20)) < 0.05] = -9999.0
+        values = token_confidence(tops) if measure == "top_k" else tops[:, 3]
+        groups = group_confidence(values, 7, partial_window)
+        for threshold in groups[~np.isnan(groups)]:  # any other bit, and it stops elsewhere
+            draft = TraceDraft(ask(stop=Stop(float(threshold), measure)), settings)
+            tokens = [Token("a", None, float(each[3]), each.tolist()) for each in tops]
+            draft.add(Piece(text="a" * 60, tokens=tokens))
+            ends = summarise(values, 7, partial_window).tokens_until_below(float(threshold))
+            assert len(draft.tokens) == (ends or 60)
 
 
 def test_a_stop_drops_the_connection_and_makes_room(start: Starts, opens: Opens) -> None:
@@ -444,6 +463,14 @@ def test_where_all_servers_fail_the_bound_is_that_of_a_trace(start: Starts, open
 def test_a_refusal_is_not_repeated(start: Starts, opens: Opens, status: str, setting: str) -> None:
     server = start(always=status)
     with pytest.raises(InputError, match=f"evaluate.endpoint.{setting}: {server.url}/chat.*status {status}"):
+        drawn(opens(server), ask())
+    assert len(server.requests) == 1
+
+
+def test_a_refusal_within_an_answer_is_not_repeated_either(start: Starts, opens: Opens) -> None:
+    """As vLLM's, after its status of 200."""
+    server = start(always="refusal")
+    with pytest.raises(InputError, match=f"evaluate.endpoint.urls: {server.url}/chat.*too many logprobs"):
         drawn(opens(server), ask())
     assert len(server.requests) == 1
 

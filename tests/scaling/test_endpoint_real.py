@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -38,12 +39,20 @@ from tests.conftest import TINY_ARCHITECTURE
 
 LLAMA_CPP = os.environ.get("FALCON_H1R_LLAMA_CPP")
 SERVER_PYTHON = os.environ.get("FALCON_H1R_SERVER_PYTHON")
+VLLM_PYTHON = os.environ.get("FALCON_H1R_VLLM_PYTHON")
 SLOTS, SLOT_TOKENS = 16, 1024
 MEASURED = ConfidenceSettings(top_k=20, window_tokens=16)
 NUM_TRACES = 32
 
 pytestmark = pytest.mark.slow
-needs_llama = pytest.mark.skipif(LLAMA_CPP is None, reason="FALCON_H1R_LLAMA_CPP names no llama.cpp; docs/endpoint.md")
+# As small as vLLM's attention on a CPU takes: heads of 64.
+ARCHITECTURE = TINY_ARCHITECTURE | {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
+GREEDY, DRAWN, TRUNCATED = {"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.6, "top_p": 0.95}
 needs_transformers = pytest.mark.skipif(
     SERVER_PYTHON is None, reason="FALCON_H1R_SERVER_PYTHON names no Python with transformers' serving extra"
 )
@@ -54,10 +63,10 @@ def model(tokenizer) -> Any:
     """In float32, which is what the server computes in. It has learnt to write characters, whichever: of a token that
     is half of one, llama.cpp's server sends no logprob.
     """
-    policy = random_policy(ModelConfig(dtype="float32", architecture=dict(TINY_ARCHITECTURE)), tokenizer, seed=0)
+    policy = random_policy(ModelConfig(dtype="float32", architecture=ARCHITECTURE), tokenizer, seed=0)
     texts = tokenizer.batch_decode([[each] for each in range(len(tokenizer))])
     whole = [each for each, text in enumerate(texts) if "\ufffd" not in text and each not in tokenizer.all_special_ids]
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
     drawing = torch.Generator().manual_seed(0)
     for _ in range(120):
         ids = torch.tensor(whole)[torch.randint(len(whole), (4, 64), generator=drawing)]
@@ -89,9 +98,11 @@ def free_port() -> int:
 def served(command: list[str], port: int, log: Path, **environment: str) -> Iterator[str]:
     """The address of a server, once it is up."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **environment}, start_new_session=True
+        )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
@@ -101,19 +112,29 @@ def served(command: list[str], port: int, log: Path, **environment: str) -> Iter
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.kill()  # llama.cpp's server was seen to wait forever when asked
+        os.killpg(process.pid, signal.SIGKILL)  # llama.cpp's server was seen to wait forever when asked
         process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def llama(folder: Path) -> Iterator[str]:
-    """llama.cpp's server with the same weights, its caches in float32 as well."""
-    home, file, port = Path(str(LLAMA_CPP)), folder / "model.gguf", free_port()
-    script = Path(__file__).with_name("to_gguf.py")
-    subprocess.run([sys.executable, script, home / "llama.cpp", folder, file], check=True, capture_output=True)
-    command = [str(home / "bin" / "llama-server"), "-m", str(file), "--port", str(port), "--jinja", "--metrics"]
-    command += f"-np {SLOTS} -c {SLOTS * SLOT_TOKENS} -t 1 -ctk f32 -ctv f32 -fa off".split()
-    yield from served(command, port, folder / "llama.log")
+@pytest.fixture(scope="module", params=["llama.cpp", "vllm"])
+def server(request, folder: Path) -> Iterator[str]:
+    """A server of the same weights, all of it in float32."""
+    port = free_port()
+    log, tokens = folder / f"{request.param}.log", SLOTS * SLOT_TOKENS
+    if request.param == "vllm":
+        if VLLM_PYTHON is None:
+            pytest.skip("FALCON_H1R_VLLM_PYTHON names no Python with vLLM; docs/endpoint.md")
+        command = [VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--enforce-eager"]
+        command += f"--port {port} --dtype float32 --max-model-len {SLOT_TOKENS} --max-num-seqs {SLOTS}".split()
+        yield from served(command, port, log, VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
+        return
+    if LLAMA_CPP is None:
+        pytest.skip("FALCON_H1R_LLAMA_CPP names no llama.cpp; docs/endpoint.md")
+    script, file = Path(__file__).with_name("to_gguf.py"), folder / "model.gguf"
+    subprocess.run([sys.executable, script, f"{LLAMA_CPP}/llama.cpp", folder, file], check=True, capture_output=True)
+    command = [f"{LLAMA_CPP}/bin/llama-server", "-m", str(file), "--jinja", "--metrics"]
+    command += f"--port {port} -np {SLOTS} -c {tokens} -t 1 -ctk f32 -ctv f32 -fa off".split()
+    yield from served(command, port, log)
 
 
 @pytest.fixture(scope="module")
@@ -170,22 +191,21 @@ def assert_drawn_as_asked(raw: torch.Tensor, ids: torch.Tensor, settings: Sampli
 
 
 def predicted_tokens(address: str) -> int:
-    """That llama.cpp's server has drawn since its start, once it draws no more."""
+    """That the server has drawn since its start, once it draws no more."""
     while True:
         with urlopen(f"{address}/metrics", timeout=10) as answer:
-            counted = dict(re.findall(r"^llamacpp:(\w+) (\d+)", answer.read().decode(), re.MULTILINE))
-        if counted["requests_processing"] == counted["requests_deferred"] == "0":
-            return int(counted["tokens_predicted_total"])
-        time.sleep(0.02)
+            said = re.findall(r"^(?:llamacpp|vllm):(\w+)\S* ([0-9.e+]+)$", answer.read().decode(), re.MULTILINE)
+        counted = {name: float(number) for name, number in said}
+        names = ("requests_processing", "requests_deferred", "num_requests_running", "num_requests_waiting")
+        if not any(counted.get(name, 0.0) for name in names):
+            return int(counted.get("tokens_predicted_total", counted.get("generation_tokens_total", -1)))
+        time.sleep(0.05)
 
 
-@needs_llama
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6, "top_p": 0.95}, {"temperature": 0.0}])
-def test_confidences_of_a_server_are_those_of_the_weights_it_serves(
-    model, tokenizer, llama: str, settings: Any
-) -> None:
+@pytest.mark.parametrize("settings", [DRAWN, TRUNCATED, GREEDY], ids=["drawn", "truncated", "greedy"])
+def test_confidences_of_a_server_are_those_of_its_weights(model, tokenizer, server: str, settings: Any) -> None:
     asked = requests(**settings)
-    traces = drawn(opened(llama, tokenizer, "completions"), asked)
+    traces = drawn(opened(server, tokenizer, "completions"), asked)
     assert len(traces) == NUM_TRACES
     worst, rare = 0.0, 0
     for request, trace in zip(asked, traces, strict=True):
@@ -199,63 +219,67 @@ def test_confidences_of_a_server_are_those_of_the_weights_it_serves(
         for measure, expected in (("top_k", best), ("sampled", sampled)):
             worst = max(worst, float(abs(trace.confidences[measure] - expected).max()))
         rare += assert_drawn_as_asked(raw, torch.tensor(ids), request.settings)
-        ends = trace.stop_reason == "stop"
-        assert trace.text == tokenizer.decode(ids[:-1] if ends else ids)
+        assert trace.text == tokenizer.decode(ids[:-1] if trace.stop_reason == "stop" else ids)
     print(f"{settings}: {sum(trace.num_tokens for trace in traces)} tokens, largest difference {worst:.1e}")
     assert worst < 1e-4
-    assert (rare > 0) == (not settings)  # the server's own defaults, top-k 40 and min-p 0.05, would draw none
+    assert (rare > 0) == (settings == DRAWN)  # llama.cpp's own defaults, top-k 40 and min-p 0.05, would draw none
 
 
-@needs_llama
-def test_a_chat_draws_what_completions_draw(tokenizer, llama: str) -> None:
-    """Its stop token comes without a logprob, but is counted."""
-    chats = drawn(opened(llama, tokenizer, "chat"), requests())
-    completions = drawn(opened(llama, tokenizer, "completions"), requests())
-    same = [one.text == other.text for one, other in zip(chats, completions, strict=True)]
-    assert sum(same) >= NUM_TRACES * 0.9  # the order of a batch's sums may tip a draw
-    for one, other in zip(chats, completions, strict=True):
-        if one.text == other.text:
-            assert one.num_tokens == other.num_tokens
-            most = len(one.confidences["top_k"])
-            assert one.num_tokens - most <= 8
-            if most == one.num_tokens - (one.stop_reason == "stop"):
-                np.testing.assert_allclose(one.confidences["top_k"], other.confidences["top_k"][:most], atol=1e-4)
+def test_a_chat_draws_what_completions_draw(tokenizer, server: str) -> None:
+    """llama.cpp sends no logprob with a chat's stop token, and vLLM the logprob of a token drawn in place of the k-th
+    best, where it is not among them.
+    """
+    chats = drawn(opened(server, tokenizer, "chat"), requests(num_top_logprobs=20))
+    completions = drawn(opened(server, tokenizer, "completions"), requests(num_top_logprobs=20))
+    pairs = [pair for pair in zip(chats, completions, strict=True) if pair[0].text == pair[1].text]
+    assert len(pairs) >= NUM_TRACES * 0.9  # the order of a batch's sums may tip a draw
+    for chat, completion in pairs:
+        assert chat.num_tokens == completion.num_tokens
+        given = len(chat.confidences["top_k"])
+        assert given >= chat.num_tokens - (chat.stop_reason == "stop")
+        assert completion.top_logprobs is not None
+        sampled = completion.confidences["sampled"][:given]
+        among_best = sampled >= completion.top_logprobs[:given, -1] - 1e-6
+        assert among_best.mean() > 0.5
+        np.testing.assert_allclose(chat.confidences["sampled"], sampled, atol=1e-4)
+        best, expected = chat.confidences["top_k"], completion.confidences["top_k"][:given]
+        np.testing.assert_allclose(best[among_best], expected[among_best], atol=1e-4)
 
 
-@needs_llama
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_a_dropped_connection_ends_the_drawing_at_the_server(tokenizer, llama: str, api: str) -> None:
-    engine = opened(llama, tokenizer, api)
-    before = predicted_tokens(llama)
+def test_a_dropped_connection_ends_the_drawing_at_the_server(tokenizer, server: str, api: str) -> None:
+    engine = opened(server, tokenizer, api)
+    before, began = predicted_tokens(server), time.monotonic()
     whole = drawn(engine, requests())
-    drawn_whole = predicted_tokens(llama) - before
+    drawn_whole, seconds = predicted_tokens(server) - before, time.monotonic() - began
     assert drawn_whole == sum(trace.num_tokens for trace in whole)
 
     lowest = [summarise(trace.confidences["top_k"], 16, "mean").lowest_group for trace in whole]
-    stop = Stop(float(np.percentile(lowest, 75)))
+    stop, began = Stop(float(np.percentile(lowest, 75))), time.monotonic()
     stopped = drawn(engine, requests(stop))
-    drawn_stopped = predicted_tokens(llama) - before - drawn_whole
+    drawn_stopped, seconds_stopped = predicted_tokens(server) - before - drawn_whole, time.monotonic() - began
     num_stopped = sum(trace.stop_reason == "confidence" for trace in stopped)
     counted = sum(trace.num_tokens for trace in stopped)
     print(
-        f"{api}: {drawn_whole} tokens whole; {num_stopped} of {NUM_TRACES} stopped: {counted}, server {drawn_stopped}"
+        f"{api}: {drawn_whole} tokens in {seconds:.1f} s; {num_stopped} of {NUM_TRACES} traces stopped: {counted} "
+        f"(the server drew {drawn_stopped}) in {seconds_stopped:.1f} s"
     )
     assert NUM_TRACES // 2 <= num_stopped < NUM_TRACES
-    assert counted <= drawn_stopped < drawn_whole
-    assert drawn_stopped - counted <= 16 * num_stopped  # what was under way when the connection was dropped
+    # A server goes on until it hears of it, and is read late where both share few cores.
+    assert 0 <= drawn_stopped - counted < (drawn_whole - counted) / 2
     for one, other in zip(whole, stopped, strict=True):
         if other.stop_reason == "confidence" and one.text.startswith(other.text):
             ends = summarise(one.confidences["top_k"], 16, "mean").tokens_until_below(stop.threshold)
             assert ends == other.num_tokens
 
 
-@needs_llama
-def test_a_server_with_too_small_a_vocabulary_or_context_is_named(tokenizer, llama: str) -> None:
+def test_a_server_that_gives_too_few_logprobs_is_named(tokenizer, server: str) -> None:
     settings = ConfidenceSettings(top_k=10_000, window_tokens=16)
-    with pytest.raises(
-        InputError, match=rf"urls: {llama}/v1: it gives \d+ logprobs at a token instead of the best 10000"
-    ):
-        drawn(opened(llama, tokenizer, "chat", settings), requests(max_response_tokens=5)[:1])
+    said = (
+        f"{server}/v1(: it gives .* logprobs at a token instead of the best 10000|/chat.*greater than max allowed: 20)"
+    )
+    with pytest.raises(InputError, match=f"evaluate.endpoint.urls: {said}"):
+        drawn(opened(server, tokenizer, "chat", settings), requests(max_response_tokens=5)[:1])
 
 
 @needs_transformers
