@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from falcon_h1r.rollout.http_server import LostAnswer
 from falcon_h1r.rollout.sampler import RolloutRequest, SamplingSettings
 from falcon_h1r.types import InputError, Rollout, StopReason, content_hash
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LEAST_LOGPROB = -9000.0  # vLLM writes -9999 for minus infinity: no sampled token has that
-
-
-class LostAnswer(RuntimeError):
-    """The server failed, or what it sent is no answer. Passing faults look like that: it is worth asking again."""
 
 
 @dataclass(slots=True)

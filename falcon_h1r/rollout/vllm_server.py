@@ -17,10 +17,10 @@ from falcon_h1r.data.tokenisation import stop_token_ids
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
+from falcon_h1r.rollout.http_server import LostAnswer, ModelServer
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest, SamplingSettings, draw_all
 from falcon_h1r.rollout.sync_check import SamplerOutOfSync, SyncCheck, check_sync
-from falcon_h1r.rollout.vllm_draft import Draft, LostAnswer
-from falcon_h1r.rollout.vllm_http import VLLMServer
+from falcon_h1r.rollout.vllm_draft import Draft
 from falcon_h1r.rollout.vllm_streams import Streams
 from falcon_h1r.rollout.vllm_weights import WeightSender, send_policy
 from falcon_h1r.types import InputError, Rollout, StopReason
@@ -144,7 +144,7 @@ class VLLMServerSampler:
         return draft.rollout(reason, self._tokenizer, self._stop_ids, self.policy_version)
 
 
-def open_servers(settings: VLLMConfig, model_tokens: int, world: World) -> list[VLLMServer]:
+def open_servers(settings: VLLMConfig, model_tokens: int, world: World) -> list[ModelServer]:
     """The servers, up and fit to be sampled from; every rank has to call it.
 
     Rank 0 looks at all of them, for it sends them weights; the others take its word.
@@ -155,7 +155,7 @@ def open_servers(settings: VLLMConfig, model_tokens: int, world: World) -> list[
     Raises:
         InputError: on every rank, naming the server that is not up within `start_seconds`, or how it has to be started.
     """
-    servers = [VLLMServer(address, settings.silent_seconds) for address in settings.servers]
+    servers = [ModelServer(address, settings.silent_seconds) for address in settings.servers]
 
     def look() -> None:
         deadline = time.monotonic() + settings.start_seconds
@@ -167,7 +167,7 @@ def open_servers(settings: VLLMConfig, model_tokens: int, world: World) -> list[
     return servers
 
 
-def wait_until_up(server: VLLMServer, deadline: float, start_seconds: float, watch: Watch) -> None:
+def wait_until_up(server: ModelServer, deadline: float, start_seconds: float, watch: Watch) -> None:
     """
     Raises:
         InputError: where the server is not up at the deadline.
@@ -189,7 +189,7 @@ def wait_until_up(server: VLLMServer, deadline: float, start_seconds: float, wat
             time.sleep(min(ASK_SECONDS, left))
 
 
-def check_server(server: VLLMServer, model_tokens: int) -> None:
+def check_server(server: ModelServer, model_tokens: int) -> None:
     """Refuse a server whose options would spoil rollouts or weights, before it is asked for any.
 
     Raises:
@@ -214,7 +214,7 @@ def check_server(server: VLLMServer, model_tokens: int) -> None:
         )
 
 
-def served_model(server: VLLMServer) -> str:
+def served_model(server: ModelServer) -> str:
     """The server's name for its model.
 
     Raises:

@@ -14,16 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from falcon_h1r.rollout.http_server import Cut, LostAnswer, ModelServer
 from falcon_h1r.rollout.sampler import RolloutKey
 from falcon_h1r.rollout.vllm_draft import (
     Draft,
-    LostAnswer,
     best_logprobs,
     check_logprobs,
     checked_end,
     sampling_arguments,
 )
-from falcon_h1r.rollout.vllm_http import Cut, VLLMServer
 from falcon_h1r.types import StopReason
 
 STREAM_TOKENS = 64  # of a rollout in one piece: fewer cost the server and this process more work
@@ -43,7 +42,7 @@ class _Flight:
 class Streams:
     """Rollouts waiting and under way at one server. Its methods are the main thread's; each flight has its own."""
 
-    def __init__(self, server: VLLMServer, model: str, stop_ids: Collection[int], max_flights: int) -> None:
+    def __init__(self, server: ModelServer, model: str, stop_ids: Collection[int], max_flights: int) -> None:
         """
         Args:
             model: the server's name for it.

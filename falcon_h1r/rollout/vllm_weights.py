@@ -24,8 +24,7 @@ from torch import Tensor
 
 from falcon_h1r.distributed.engine import Engine
 from falcon_h1r.model.precision import compute_dtype
-from falcon_h1r.rollout.vllm_draft import LostAnswer
-from falcon_h1r.rollout.vllm_http import VLLMServer
+from falcon_h1r.rollout.http_server import LostAnswer, ModelServer
 from falcon_h1r.rollout.vllm_vectors import Vectors, described, kept_vectors, missing_vectors
 from falcon_h1r.rollout.vllm_worker import EXTENSION, METHOD
 from falcon_h1r.rollout.weight_names import SentWeight, as_announced, plain_weights, sent_weights
@@ -88,7 +87,7 @@ class NCCLLink:
 class WeightSender:
     """Rank 0's side of a sync with every server at once."""
 
-    def __init__(self, servers: Sequence[VLLMServer], open_link: Callable[[], Link], device: torch.device) -> None:
+    def __init__(self, servers: Sequence[ModelServer], open_link: Callable[[], Link], device: torch.device) -> None:
         """Join a group with each server's workers.
 
         Raises:
@@ -98,7 +97,7 @@ class WeightSender:
         self.links = [self._joined(server, open_link()) for server in servers]
 
     @staticmethod
-    def _joined(server: VLLMServer, link: Link) -> Link:
+    def _joined(server: ModelServer, link: Link) -> Link:
         num_ranks = 1 + int(server.get("/get_world_size")["world_size"])
         body = {"init_info": init_info(link.invitation(), num_ranks)}
         answer = _in_background(lambda: server.post("/init_weight_transfer_engine", body))  # it comes when all have met
@@ -205,7 +204,7 @@ def packed_pieces(weights: Weights, piece_bytes: int) -> Iterator[Tensor]:
         yield torch.cat(parts)
 
 
-def reset_prefix_cache(server: VLLMServer) -> None:
+def reset_prefix_cache(server: ModelServer) -> None:
     """Forget what old weights made of prompts.
 
     Raises:
@@ -219,7 +218,7 @@ def reset_prefix_cache(server: VLLMServer) -> None:
     raise LostAnswer(f"{server.address}: the prefix cache of the old weights is still in use")
 
 
-def reported_vectors(server: VLLMServer) -> list[dict[str, list[float]]]:
+def reported_vectors(server: ModelServer) -> list[dict[str, list[float]]]:
     """The SSM's vectors as each worker holds them.
 
     Raises:

@@ -25,10 +25,10 @@ from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.model.lora import add_adapters, merged_state
 from falcon_h1r.rollout import vllm_streams
+from falcon_h1r.rollout.http_server import LostAnswer
 from falcon_h1r.rollout.open_sampler import open_sampler
 from falcon_h1r.rollout.sampler import Prompt, RolloutRequest, SamplingSettings, requests_for
 from falcon_h1r.rollout.sync_check import SamplerOutOfSync
-from falcon_h1r.rollout.vllm_draft import LostAnswer
 from falcon_h1r.rollout.vllm_server import VLLMServerSampler
 from falcon_h1r.rollout.vllm_worker import EXTENSION, METHOD
 from falcon_h1r.types import InputError, Rollout
