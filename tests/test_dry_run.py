@@ -210,7 +210,7 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "128 problems x 16 = 2,048 a step",
         "published 88.1, with 512 traces 96.7",
         "sequence parallel 2",
-        "scaling.num_traces=512",
+        "up to 512 traces a problem, 10% of 16 warm-up traces kept",
     ):
         assert figure in text, figure
 

@@ -223,6 +223,35 @@ def test_a_run_that_is_still_going_is_not_entered_twice(tmp_path: Path) -> None:
     assert reopen(folder, resume=True) is False  # the kernel lets go of what a killed process held
 
 
+def test_evaluations_share_a_folder_with_each_other_and_with_nothing_else(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    opened, enough = context.Event(), context.Event()
+
+    def hold() -> None:
+        open_run(run_config(tmp_path), "evaluate", 1)
+        opened.set()
+        enough.wait(60)
+
+    def enter(stage: str) -> Any:
+        answers: Any = context.SimpleQueue()
+        config = run_config(tmp_path, resume=True)
+        config.evaluate.work.merge = False
+        process = context.Process(
+            target=lambda: answers.put(outcome_of(lambda: open_run(config, stage, 1).is_new))
+        )  # fmt: skip
+        process.start()
+        process.join()
+        return answers.get()
+
+    holder = context.Process(target=hold)
+    holder.start()
+    assert opened.wait(60)
+    assert enter("evaluate") is False
+    assert "is still at this run" in enter("sft")
+    enough.set()
+    holder.join()
+
+
 def test_a_child_that_outlives_a_run_does_not_hold_it(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     context = multiprocessing.get_context("fork")

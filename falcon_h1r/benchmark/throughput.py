@@ -141,9 +141,9 @@ def open_benchmarked(
 ) -> TraceEngine:
     """The configured engine with room for the batch; the torch sampler's traces run to their limits."""
     if model is None or tokenizer is None:
-        from falcon_h1r.scaling.endpoint import EndpointEngine
+        from falcon_h1r.scaling.endpoint import open_endpoint
 
-        return EndpointEngine(config.evaluate.endpoint, None)
+        return open_endpoint(config.evaluate.endpoint, None, None, world.watch)
     from falcon_h1r.scaling.torch_engine import TorchEngine
 
     use_graphs = config.benchmark.rollout_graphs and world.device.type == "cuda"

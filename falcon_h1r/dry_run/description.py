@@ -203,6 +203,9 @@ def _evaluate_rows(config: Config, shape: FalconH1Config) -> Iterator[Row]:
     yield "limits", _limits(evaluate.limits)
     settings = f"temperature {evaluate.temperature}, top-p {evaluate.top_p}"
     yield "sampling", f"{settings}, {evaluate.num_samples} samples a problem"
+    if (scaling := config.scaling).num_traces:
+        kept = f"{scaling.keep_share:.0%} of {scaling.warmup_traces} warm-up traces kept"
+        yield "online DeepConf", f"up to {scaling.num_traces} traces a problem, {kept}"
     for name, benchmark in evaluate.benchmarks.items():
         samples = "1 sample" if benchmark.num_samples == 1 else f"{benchmark.num_samples} samples"
         row = f"{samples} of at most {benchmark.max_response_tokens:,} tokens"
