@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -100,10 +101,16 @@ def accept_local_rank() -> None:
     sys.argv[:] = kept
 
 
+@cache
+def store_schema() -> None:
+    """Tell Hydra of the settings, their types and defaults: what configs/config.yaml calls `schema`."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
 def _compose(stage: str) -> Config | None:
     """The config of this command line, checked; None where Hydra was asked for something else than a run."""
     sweep_if_asked()
-    ConfigStore.instance().store(name="schema", node=Config)
+    store_schema()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing its own summary
     composed: list[DictConfig] = []  # the work begins after Hydra, out of reach of its own error reports
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -29,7 +28,7 @@ Refusal = Callable[..., str]
 @cache
 def composed(*overrides: str) -> Config:
     """The config that a recipe gets for these overrides."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         tree = compose("config", list(overrides))
     refuse_unknown_keys(tree)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.benchmark.cases import equal_lengths, mixed_lengths, suite_cases
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config, not_built_yet
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def composed(*overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, Config)

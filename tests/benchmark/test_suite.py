@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.benchmark.cases import OURS, Case, Contender
 from falcon_h1r.benchmark.process import ContenderProcess, Failed, Run
 from falcon_h1r.benchmark.suite import _finalists, measure_case
@@ -31,7 +31,7 @@ def setup(memory_limit_gib: float | None = None) -> Setup:
 
 
 def run_recipe(folder: Path, *overrides: str) -> None:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         overrides = ("suite=model_smoke", f"benchmark.page={folder / 'page.md'}", *overrides)
         config = OmegaConf.to_object(compose("config", list(overrides)))

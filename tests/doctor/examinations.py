@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config
 from falcon_h1r.distributed.world import World
@@ -22,7 +22,7 @@ RunOnRanks = Callable[[int, Callable[[World], Any]], list[Any]]
 
 
 def configured(*overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     quick = ["doctor.file_mib=4", "doctor.collective_mib=[0.01,0.1]", "doctor.seconds=60"]
     with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", [*quick, *overrides]))

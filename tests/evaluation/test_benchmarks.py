@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config
 from falcon_h1r.config_errors import refuse_unknown_keys
@@ -105,7 +105,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def composed(*overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         tree = compose("config", overrides=list(overrides))
     refuse_unknown_keys(tree)

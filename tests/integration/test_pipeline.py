@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, FalconH1ForCausalLM
 
+from falcon_h1r import entry
 from falcon_h1r.config import Config
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
@@ -40,7 +40,7 @@ SMALL = [
 
 
 def run_pipeline(folder: Path, overrides: list[str], watch: Watch | None = None) -> Path:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", SMALL + overrides))
     assert isinstance(config, Config)

@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import check_config
 from falcon_h1r.entry import CONFIGS
@@ -21,7 +21,7 @@ Composed = Callable[..., Config]
 
 @cache
 def _composed(*overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = OmegaConf.to_object(compose("config", list(overrides)))
     assert isinstance(config, Config)

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from falcon_h1r.config import Config
+from falcon_h1r import entry
 from falcon_h1r.config_checks_grpo import check_grpo
 from falcon_h1r.config_checks_vllm import require_servers
 from falcon_h1r.config_grpo import GRPOConfig, VLLMConfig
@@ -24,7 +23,7 @@ ADDRESSES = "grpo.rollout.vllm.servers=[http://a:8000,http://b:8000]"
 
 
 def composed(*overrides: str) -> GRPOConfig:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base=None):
         grpo = OmegaConf.to_object(compose("config", overrides=list(overrides))).grpo
     check_grpo(grpo)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from falcon_h1r import entry
 from falcon_h1r.benchmark.verifier.figures import VerifierFigures
 from falcon_h1r.benchmark.verifier.judges import OURS, PEER
 from falcon_h1r.config import Config
@@ -78,7 +78,7 @@ def stand_in(tmp_path: Path) -> Path:
 
 
 def composed(folder: Path, pairs: Path, *overrides: str) -> Config:
-    ConfigStore.instance().store(name="schema", node=Config)
+    entry.store_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         fixed = (
             "suite=verifier", f"benchmark.pairs=[{pairs}]", f"benchmark.page={folder / 'page.md'}",
