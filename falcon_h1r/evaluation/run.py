@@ -24,7 +24,7 @@ from falcon_h1r.evaluation.tasks import Judged, Task, TaskScorer
 from falcon_h1r.evaluation.work import Claims
 from falcon_h1r.progress import ProgressReporter
 from falcon_h1r.rollout.sampler import RolloutKey
-from falcon_h1r.scaling.engine import DrawnTrace, TraceEngine, TraceRequest
+from falcon_h1r.scaling.engine import DrawnTrace, TraceEngine
 
 LOOK_SECONDS = 1.0  # between looks at what others have done, while there is something to do here
 IDLE_SECONDS = 0.25  # the same where there is nothing
@@ -146,7 +146,7 @@ class Worker:
         self._watch, self._progress = watch, progress
         self._left = list(pieces)  # that are not known to be done, and not ours
         self._open: dict[str, tuple[Piece, set[RowKey]]] = {}  # ours: name -> piece, and the rows under way
-        self._queue: deque[Wanted] = deque()
+        self._queue: deque[list[Wanted]] = deque()  # what is submitted together
         self._drawing: dict[RolloutKey, Wanted] = {}
         self._looked_at, self._num_judged = -math.inf, 0
         self._least_processes = self._num_processes = num_processes
@@ -181,7 +181,7 @@ class Worker:
 
     def _claim(self) -> int:
         """Claim pieces until the engine would be full, but no more than this process's share of what is left."""
-        room = self._engine.free_slots - len(self._queue)
+        room = self._engine.free_slots - sum(map(len, self._queue))
         if room <= 0 or not self._left:
             return 0
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
@@ -206,8 +206,9 @@ class Worker:
         """Queue what can be drawn now of a piece of ours, or be done with it."""
         missing = missing_of(piece, self._task, self._scaling, self._store)
         self._open[piece.name][1].update(wanted.key for wanted in missing)
-        self._queue.extend(missing)
-        if not missing:
+        if missing:
+            self._queue.append(missing)
+        else:
             self._close(piece)
             if not piece.keys:
                 drawn = len(self._store.online.get(piece.problem.uid, {}))
@@ -218,20 +219,20 @@ class Worker:
         self._claims.drop(piece.name)
 
     def _submit(self) -> None:
-        """As many as fit, of keys that are not in the engine: a sample and an online trace may have the same."""
-        room = self._engine.free_slots
-        requests: list[TraceRequest] = []
-        put_back: list[Wanted] = []
-        while self._queue and len(requests) < room:
-            wanted = self._queue.popleft()
-            if wanted.request.key in self._drawing:
-                put_back.append(wanted)
-                continue
-            self._drawing[wanted.request.key] = wanted
-            requests.append(wanted.request)
-        self._queue.extendleft(reversed(put_back))
-        if requests:
-            self._engine.submit(requests)
+        """While there is room, what belongs together: traces of one prompt share its reading, and may wait for slots.
+
+        Keys that are in the engine come later: a sample and an online trace may have the same.
+        """
+        later: list[list[Wanted]] = []
+        while self._queue and self._engine.free_slots > 0:
+            together = self._queue.popleft()
+            clashing = [wanted for wanted in together if wanted.request.key in self._drawing]
+            ready = [wanted for wanted in together if wanted.request.key not in self._drawing]
+            if clashing:
+                later.append(clashing)
+            self._drawing.update((wanted.request.key, wanted) for wanted in ready)
+            self._engine.submit([wanted.request for wanted in ready])
+        self._queue.extendleft(reversed(later))
 
     def _take_in(self, drawn: Sequence[DrawnTrace]) -> None:
         self._judging.put([(self._drawing.pop(trace.key), trace) for trace in drawn])
@@ -263,7 +264,7 @@ class Worker:
             return
         self._close(piece)
         self._left.append(piece)
-        self._queue = deque(wanted for wanted in self._queue if wanted.piece.name != piece.name)
+        self._queue = deque(together for together in self._queue if together[0].piece.name != piece.name)
         keys = [key for key, wanted in self._drawing.items() if wanted.piece.name == piece.name]
         self._engine.abort(keys)
         for key in keys:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -44,25 +43,32 @@ def scripted_trace(request: TraceRequest) -> DrawnTrace:
 
 
 class ScriptedEngine:
-    """One token of every trace a step, in `slots` at once; a journal of what was ended, by whoever it was drawn."""
+    """One token of every trace a step, `slots` of them at once."""
 
     description = "scripted"
 
-    def __init__(self, slots: int = 7, journal: Path | None = None, seconds: float = 0.0) -> None:
+    def __init__(self, slots: int = 7, seconds: float = 0.0) -> None:
         self.confidence: ConfidenceSettings | None = CONFIDENCE
-        self.slots, self.journal, self.seconds = slots, journal, seconds
+        self.slots, self.seconds = slots, seconds
         self.running: dict[RolloutKey, tuple[TraceRequest, DrawnTrace, int]] = {}
+        self.waiting: list[TraceRequest] = []
         self.ended: list[TraceRequest] = []
         self.most_running = 0
 
     @property
     def free_slots(self) -> int:
-        return self.slots - len(self.running)
+        return max(0, self.slots - len(self.running) - len(self.waiting))
 
     def submit(self, requests: Iterable[TraceRequest]) -> None:
         for request in requests:
-            if request.key in self.running or self.free_slots == 0:
-                raise ValueError(f"{request.key} is there, or there is no room")
+            if request.key in self.running or request.key in {other.key for other in self.waiting}:
+                raise ValueError(f"{request.key} is there")
+            self.waiting.append(request)
+        self._begin()
+
+    def _begin(self) -> None:
+        while self.waiting and len(self.running) < self.slots:
+            request = self.waiting.pop(0)
             trace = scripted_trace(request)
             self.running[request.key] = (request, trace, trace.num_tokens)
         self.most_running = max(self.most_running, len(self.running))
@@ -79,11 +85,13 @@ class ScriptedEngine:
                 del self.running[key]
                 found.append(trace)
                 self.ended.append(request)
+        self._begin()
         return found
 
     def abort(self, keys: Collection[RolloutKey] | None = None) -> list[DrawnTrace]:
-        for key in list(self.running if keys is None else keys):
-            self.running.pop(key, None)
+        gone = set(keys if keys is not None else [*self.running, *(request.key for request in self.waiting)])
+        self.running = {key: value for key, value in self.running.items() if key not in gone}
+        self.waiting = [request for request in self.waiting if request.key not in gone]
         return []
 
     def close(self) -> None: ...

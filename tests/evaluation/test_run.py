@@ -218,7 +218,7 @@ def test_an_interrupted_evaluation_keeps_what_was_drawn_and_frees_its_claims(
         engine = Interrupted(after, error)
         with pytest.raises(type(error)):
             run(tmp_path, engine)
-        assert engine.running == {}
+        assert engine.running == {} and engine.waiting == []
         drawn |= {request.key for request in engine.ended if request.stop is None}
         assert len(shard_keys(tmp_path)) >= len(drawn)
         assert list((tmp_path / PARTS / "owners").iterdir()) == []
