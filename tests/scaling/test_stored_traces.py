@@ -56,11 +56,10 @@ def problems(run: Path) -> list[Problem]:
 
 @pytest.fixture(scope="module")
 def engine(run: Path) -> TorchEngine:
-    model, tokenizer = load_policy(
-        ModelConfig(path=str(run / "grpo/model"), local_files_only=True), torch.device("cpu")
-    )
     # In float64 nothing that shares a batch changes which token is drawn.
-    return TorchEngine(model.double().eval(), tokenizer, 256, ConfidenceSettings(top_k=TOP_K, window_tokens=WINDOW))
+    settings = ModelConfig(path=str(run / "grpo/model"), local_files_only=True, dtype="float64")
+    model, tokenizer = load_policy(settings, torch.device("cpu"))
+    return TorchEngine(model.eval(), tokenizer, 256, ConfidenceSettings(top_k=TOP_K, window_tokens=WINDOW))
 
 
 def draw(engine: TorchEngine, requests: list[TraceRequest]) -> dict[Any, DrawnTrace]:
