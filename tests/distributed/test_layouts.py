@@ -48,7 +48,15 @@ def result_of(run_on_ranks: RunOnRanks, layout: Layout, num_steps: int = NUM_STE
     return run_on_ranks(layout.num_ranks, work)[0]
 
 
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS[1:] if layout.zero_stage is None], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=[pytest.mark.slow] if layout.num_ranks == 4 else [])
+        for layout in LAYOUTS[1:]
+        if layout.zero_stage is None
+    ],
+    ids=str,
+)
 def test_in_float64_gradients_agree_to_1e_10_and_20_losses_to_1e_9(
     reference: LayoutResult, run_on_ranks: RunOnRanks, layout: Layout
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_rank_that_waits_for_one_that_has_stopped_ends_with_it(ranks: Supervis
     assert "error" not in ranks.console
 
 
+@pytest.mark.slow
 def test_work_that_has_nothing_to_save_is_left_at_once(ranks: SupervisedRanks) -> None:
     """Rank 0 curates, and never asks; the others wait for it. The signal is rank 1's."""
 
@@ -154,6 +155,7 @@ def test_a_second_signal_ends_at_once(ranks: SupervisedRanks) -> None:
     assert ranks.console.count("a second SIGINT reached rank 1") == 1
 
 
+@pytest.mark.slow
 def test_slurms_repeated_sigterm_is_one_stop(ranks: SupervisedRanks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
 

@@ -132,6 +132,7 @@ print("never")
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_a_check_that_still_hangs_ends_with_its_table(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HANGING.format(folder=str(tmp_path))]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)

@@ -86,16 +86,6 @@ def test_a_pipeline_on_ones_own_traces_asks_for_problems_too(traces: Path, tmp_p
     assert result.stderr.strip() == "error: grpo.data.path is not set: this recipe needs it"
 
 
-def test_a_benchmark_problem_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "eval.jsonl"
-    path.write_text('{"question": "1+1", "answer": "2"}\n' * 2)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    result = recipe("evaluate", "data=jsonl", f"evaluate.data.path={path}", f"model.path={tmp_path / 'model'}")
-    assert result.returncode == 2
-    assert "problem 2 repeats problem 1 ('1+1')" in result.stderr
-
-
 def test_a_run_is_never_written_over(traces: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("name: mine\n")

@@ -102,6 +102,7 @@ def test_a_handed_over_model_loads_with_plain_transformers(run: Path, stage: str
     assert output.shape[1] > prompt["input_ids"].shape[1]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_are_equal_token_for_token(run: Path, tmp_path: Path) -> None:
     again = run_pipeline(tmp_path / "again", [])
     for stage in ("sft", "grpo"):

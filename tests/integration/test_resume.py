@@ -122,6 +122,7 @@ def test_stopped_at_random_moments_it_ends_as_if_it_never_was(
         assert sum(row["num_groups"] > 0 for row in left_behind(once)["metrics.jsonl"]) >= 2
 
 
+@pytest.mark.slow
 def test_adapters_go_on_beside_the_model_they_began_with(coins: Path, tosser: Path, tmp_path: Path) -> None:
     settings = ("resume=true", "model.lora.rank=2", f"model.path={tosser}")
     sft(stage_config("sft", coins, tosser, *settings), tmp_path / "once", ALONE)

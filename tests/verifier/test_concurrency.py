@@ -420,6 +420,7 @@ def test_a_fork_with_pairs_pending_leaves_the_child_a_working_service() -> None:
         assert verifier.num_lost_workers == 0
 
 
+@pytest.mark.slow
 def test_forks_in_the_middle_of_threads_that_score() -> None:
     stop = threading.Event()
     with Verifier(2, deadline_seconds=20.0) as verifier:

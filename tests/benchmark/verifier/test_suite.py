@@ -111,6 +111,7 @@ def test_the_suite_runs_without_a_peer(tmp_path: Path, pairs_file: Path) -> None
     assert (tmp_path / "page.svg").exists()
 
 
+@pytest.mark.slow
 def test_the_peer_is_judged_beside_us_and_survives_its_faults(tmp_path: Path, pairs_file: Path, stand_in: Path) -> None:
     figures = run_recipe(tmp_path, pairs_file, f"benchmark.peer_python={stand_in}")
     theirs = {name: found.judgements[PEER] for name, found in figures.pairs.items()}
@@ -124,6 +125,7 @@ def test_the_peer_is_judged_beside_us_and_survives_its_faults(tmp_path: Path, pa
     assert "| fraction | 1 | 0 | 0 | 0 |" in page, "only ours is right"
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_kept_and_the_rest_is_made_up_for(tmp_path: Path, pairs_file: Path) -> None:
     whole = run_recipe(tmp_path, pairs_file)
     cut = VerifierFigures.read(tmp_path / "page.jsonl")
