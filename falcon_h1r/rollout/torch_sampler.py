@@ -99,6 +99,7 @@ class TorchSampler:
         """Nothing runs and nothing waits."""
         self._running.clear()
         self._waiting: deque[Begun] = deque()
+        self._keys: set[RolloutKey] = set()  # of all that runs or waits
         self._ended: list[Rollout] = []
         self._shared: tuple[int, DocumentState] | None = None  # the group whose members have not all begun
         self._cache: SlotCache | None = None
@@ -129,13 +130,12 @@ class TorchSampler:
         Raises:
             ValueError: where a request's problem and sample are in the sampler already.
         """
-        present = {begun.request.key for begun in (*self._running.slots, *self._waiting)}
         previous: RolloutRequest | None = None
         for request in requests:
-            if request.key in present:
+            if request.key in self._keys:
                 sample, problem = request.sample_index, request.prompt.problem_uid
                 raise ValueError(f"sample {sample} of {problem} is being drawn already")
-            present.add(request.key)
+            self._keys.add(request.key)
             together = previous is not None and previous.prompt == request.prompt
             if not together or request.partial is not None or (previous is not None and previous.partial is not None):
                 self._num_groups += 1
@@ -372,6 +372,7 @@ class TorchSampler:
         texts = self.tokenizer.batch_decode([self._running.text_ids(begun) for begun, _ in ended])
         rollouts = []
         for (begun, reason), text in zip(ended, texts, strict=True):
+            self._keys.discard(begun.request.key)
             rollouts.append(begun.rollout(reason, self.policy_version, text))
             if self.on_finished is not None and reason != "abort":
                 self.on_finished(len(begun.tokens))
