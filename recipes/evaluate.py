@@ -60,7 +60,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         StopRequested: on every rank; all that was drawn is kept.
     """
     from falcon_h1r.distributed.watch import StopRequested
-    from falcon_h1r.evaluation.benchmarks import tasks_of
+    from falcon_h1r.evaluation.benchmarks import bridge_lines, tasks_of
     from falcon_h1r.evaluation.engines import open_engine, what_draws_and_judges
     from falcon_h1r.evaluation.evaluate import check_comparison, evaluate_tasks, finish_run, finish_task, light_rows
     from falcon_h1r.evaluation.merge import SAMPLES_FILE
@@ -78,6 +78,8 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         tracker = open_tracker(replace(config, resume=False), "evaluate", folder, is_main, run_name(config))
         with tracker:
             if left:
+                for line in bridge_lines(config) if is_main else ():
+                    print(line, flush=True)
                 engine = open_engine(config, found, folder, world)
 
                 def ended(task_folder: Path, task: Task) -> None:

@@ -179,7 +179,8 @@ def open_benchmarked(
     from falcon_h1r.scaling.torch_engine import TorchEngine
 
     use_graphs = config.benchmark.rollout_graphs and world.device.type == "cuda"
-    engine = TorchEngine(model, tokenizer, batch, watch=world.watch, use_graphs=use_graphs)
+    name = "random weights" if config.model.path is None else "the weights of model.path"
+    engine = TorchEngine(model, tokenizer, batch, watch=world.watch, use_graphs=use_graphs, name=name)
     engine.sampler.ignore_stop_tokens()
     return engine
 

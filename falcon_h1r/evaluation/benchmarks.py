@@ -23,10 +23,7 @@ from falcon_h1r.types import InputError, Problem
 from falcon_h1r.verifier import check_gold
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
-DEFAULT_URL, DEFAULT_MODEL = (
-    "http://localhost:8000/v1",
-    "MODEL",
-)  # in a bridge's command, where evaluate.endpoint says none
+DEFAULT_URL, DEFAULT_MODEL = "http://localhost:8000/v1", "MODEL"  # of a bridge, where evaluate.endpoint says none
 
 
 def tasks_of(config: Config) -> list[Task]:
@@ -59,13 +56,18 @@ def check_tasks(config: Config) -> None:
 
 def bridge_lines(config: Config) -> list[str]:
     """One line for each benchmark that is asked for and not run here: its name, and the command that runs it."""
-    endpoint = config.evaluate.endpoint
+    return [f"{name} is bridged: {command}" for name, command in bridges(config.evaluate).items()]
+
+
+def bridges(evaluate: EvaluateConfig) -> dict[str, str]:
+    """The commands of the benchmarks that are asked for and not run here."""
+    endpoint = evaluate.endpoint
     url = endpoint.urls[0] if endpoint.urls else DEFAULT_URL
-    return [
-        f"{name} is bridged: {bridge.replace('{url}', url).replace('{model}', endpoint.model or DEFAULT_MODEL)}"
-        for name, benchmark in _chosen(config.evaluate).items()
-        if (bridge := benchmark.bridge) is not None
-    ]
+    return {
+        name: benchmark.bridge.replace("{url}", url).replace("{model}", endpoint.model or DEFAULT_MODEL)
+        for name, benchmark in _chosen(evaluate).items()
+        if benchmark.bridge is not None
+    }
 
 
 def _chosen(evaluate: EvaluateConfig) -> dict[str, BenchmarkConfig]:
