@@ -210,9 +210,13 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "128 problems x 16 = 2,048 a step",
         "published 88.1, with 512 traces 96.7",
         "sequence parallel 2",
-        "up to 512 traces a problem, 10% of 16 warm-up traces kept",
+        "up to 512 traces a problem, the threshold keeps 10% of 16 warm-up traces",
+        "16 samples of at most 65,536 tokens, 512 traces of DeepConf; published 88.1, with 512 traces 96.7",
+        "3 samples of at most 32,768 tokens; published 72.1",
+        "bridged: not run here; published 11.1",
     ):
         assert figure in text, figure
+    assert "data " not in text.partition("\nevaluate\n")[2].partition("published")[0]
 
 
 def test_the_head_and_the_size_of_the_data_are_shown(tmp_path: Path) -> None:

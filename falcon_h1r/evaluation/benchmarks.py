@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_evaluate import BenchmarkConfig, EvaluateConfig
+from falcon_h1r.config_evaluate import BenchmarkConfig, EvaluateConfig, traces_of
 from falcon_h1r.config_rules import at_least, one_of
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import load_problems, shorten
@@ -135,7 +135,6 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
     if not kept:
         raise InputError(f"{key}.data.path={benchmark.data.path}: no problems in it")
     notes += [*repeats, *_notes_of_scorer(key, benchmark.scorer, kept)]
-    num_traces = config.scaling.num_traces if benchmark.num_traces is None else benchmark.num_traces
     return Task(
         name=name,
         problems=kept,
@@ -144,7 +143,7 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         prompt=benchmark.prompt,
         system_prompt=config.system_prompt,
         greedy=benchmark.greedy,
-        num_traces=num_traces if benchmark.scorer in ("math", "choice") else 0,  # others have nothing to vote on
+        num_traces=traces_of(benchmark, config.scaling.num_traces),
         notes=tuple(notes),
         reference_score=benchmark.reference_score,
         reference_scaled_score=benchmark.reference_scaled_score,

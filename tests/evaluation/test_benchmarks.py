@@ -207,6 +207,8 @@ def test_the_7b_recipe_is_evaluated_by_it(preset: Config) -> None:
     mine = copy.deepcopy(preset.evaluate)
     del mine.benchmarks["seven"]
     mine.benchmarks["aime24"].data.path = "HuggingFaceH4/aime_2024"
+    for name in ("hmmt25", "math500", "mmlu_pro"):  # the report gives no scaled score of them
+        mine.benchmarks[name].num_traces = 0
     assert composed("experiment=falcon_h1r_7b").evaluate == mine
 
 
