@@ -110,16 +110,18 @@ def evaluate_or_watch(config: Config, folder: Path, world: World) -> None:
         StopRequested: on every rank.
     """
     from falcon_h1r.evaluation.evaluate import read_summary
-    from falcon_h1r.evaluation.watch import watch
+    from falcon_h1r.evaluation.watch import WatchedRun, as_the_run_has_it, watch
 
     if config.evaluate.watch.run is None:
         evaluate(config, folder, world)
         return
+    watched = Path(config.evaluate.watch.run)
+    of_run = world.on_main(lambda: as_the_run_has_it(config, WatchedRun.open(watched)))
     silent = replace(config.tracking, wandb="disabled")  # the numbers of all checkpoints are one run's there
 
     def evaluate_model(model: Path, into: Path) -> dict[str, Any]:
-        of_model = replace(config.model, path=str(model), revision=None)
-        evaluate(replace(config, model=of_model, tracking=silent), into, world)
+        of_model = replace(of_run.model, path=str(model), revision=None)
+        evaluate(replace(of_run, model=of_model, tracking=silent), into, world)
         return world.on_main(lambda: read_summary(into))
 
     watch(config, world, evaluate_model)
