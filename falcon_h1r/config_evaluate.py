@@ -32,6 +32,13 @@ class BenchmarkConfig:
     reference_scaled_tokens: Optional[int] = None  # generated for that score, stopped traces included
 
 
+def traces_of(benchmark: BenchmarkConfig, num_traces: int) -> int:
+    """The budget of online DeepConf, where `scaling` has one of `num_traces`; other scorers have nothing to vote on."""
+    if benchmark.scorer not in ("math", "choice"):
+        return 0
+    return num_traces if benchmark.num_traces is None else benchmark.num_traces
+
+
 @dataclass
 class BenchmarkGroupConfig:
     """Benchmarks whose scores are averaged, each counting once."""

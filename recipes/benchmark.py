@@ -58,6 +58,10 @@ def check(config: Config) -> None:
         from falcon_h1r.benchmark.scaling import check_scaling_suite
 
         check_scaling_suite(config)
+    elif config.benchmark.kind == "throughput":
+        from falcon_h1r.benchmark.throughput import check_throughput_suite
+
+        check_throughput_suite(config)
     elif config.benchmark.kind == "plan":
         from falcon_h1r.planning.suite import measured_runs
 

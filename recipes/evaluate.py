@@ -60,7 +60,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         StopRequested: on every rank; all that was drawn is kept.
     """
     from falcon_h1r.distributed.watch import StopRequested
-    from falcon_h1r.evaluation.benchmarks import tasks_of
+    from falcon_h1r.evaluation.benchmarks import bridge_lines, tasks_of
     from falcon_h1r.evaluation.engines import open_engine, what_draws_and_judges
     from falcon_h1r.evaluation.evaluate import check_comparison, evaluate_tasks, finish_run, finish_task, light_rows
     from falcon_h1r.evaluation.merge import SAMPLES_FILE
@@ -78,6 +78,8 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
         tracker = open_tracker(replace(config, resume=False), "evaluate", folder, is_main, run_name(config))
         with tracker:
             if left:
+                for line in bridge_lines(config) if is_main else ():
+                    print(line, flush=True)
                 engine = open_engine(config, found, folder, world)
 
                 def ended(task_folder: Path, task: Task) -> None:
@@ -108,16 +110,18 @@ def evaluate_or_watch(config: Config, folder: Path, world: World) -> None:
         StopRequested: on every rank.
     """
     from falcon_h1r.evaluation.evaluate import read_summary
-    from falcon_h1r.evaluation.watch import watch
+    from falcon_h1r.evaluation.watch import WatchedRun, as_the_run_has_it, watch
 
     if config.evaluate.watch.run is None:
         evaluate(config, folder, world)
         return
+    watched = Path(config.evaluate.watch.run)
+    of_run = world.on_main(lambda: as_the_run_has_it(config, WatchedRun.open(watched)))
     silent = replace(config.tracking, wandb="disabled")  # the numbers of all checkpoints are one run's there
 
     def evaluate_model(model: Path, into: Path) -> dict[str, Any]:
-        of_model = replace(config.model, path=str(model), revision=None)
-        evaluate(replace(config, model=of_model, tracking=silent), into, world)
+        of_model = replace(of_run.model, path=str(model), revision=None)
+        evaluate(replace(of_run, model=of_model, tracking=silent), into, world)
         return world.on_main(lambda: read_summary(into))
 
     watch(config, world, evaluate_model)

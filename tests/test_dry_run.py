@@ -210,9 +210,31 @@ def test_the_description_of_the_recipe_holds_its_figures() -> None:
         "128 problems x 16 = 2,048 a step",
         "published 88.1, with 512 traces 96.7",
         "sequence parallel 2",
-        "up to 512 traces a problem, 10% of 16 warm-up traces kept",
+        "up to 512 traces a problem, the threshold keeps 10% of 16 warm-up traces",
+        "16 samples of at most 65,536 tokens, 512 traces of DeepConf; published 88.1, with 512 traces 96.7",
+        "3 samples of at most 32,768 tokens; published 72.1",
+        "bridged: not run here; published 11.1",
     ):
         assert figure in text, figure
+    assert "data " not in text.partition("\nevaluate\n")[2].partition("published")[0]
+
+
+def test_a_model_that_is_elsewhere_is_not_measured_by_one_that_is_here() -> None:
+    """A server's, or that of a run that is watched: the context of `model.architecture` is not theirs."""
+    served = composed("+evaluation=h1r", "evaluate.engine=endpoint", "evaluate.endpoint.urls=[http://node7:8000/v1]")
+    watched = composed("+evaluation=quick", "evaluate.watch.run=runs/mine")
+    assert "served at http://node7:8000/v1 (chat)" in describe(served, "evaluate")
+    text = describe(watched, "evaluate")
+    assert "each new checkpoint of runs/mine" in text and "parameters" not in text
+    with pytest.raises(InputError, match="evaluate.limits: .* beyond the model's context of 4096"):
+        describe(composed("+evaluation=quick"), "evaluate")
+
+
+def test_only_the_lengths_of_benchmarks_that_are_asked_for_have_to_fit() -> None:
+    short = "evaluate.benchmarks.math500.max_response_tokens=512"
+    limits = "evaluate.limits.prompt_tokens=1024"
+    text = describe(composed("+evaluation=h1r", "evaluate.only=[math500]", short, limits), "evaluate")
+    assert "1 sample of at most 512 tokens" in text and "aime24" not in text
 
 
 def test_the_head_and_the_size_of_the_data_are_shown(tmp_path: Path) -> None:

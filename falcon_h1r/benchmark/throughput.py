@@ -1,7 +1,7 @@
 """suite=throughput: tokens a second for lengths in and out and a batch size, on whatever model and engine is given.
 
-A case is drawn in full, all traces of the batch at once and none of them ending early; and once more with one token
-out, which is what reading the prompts takes. The rate of decoding is that of the rest:
+A case is drawn in full, all traces of the batch at once and none of them ending early, as far as the engine can be told
+so; and once more with one token out, which is what reading the prompts takes. The rate of decoding is that of the rest:
 
     decode tokens/s = batch * (output - 1) / (seconds in full - seconds of one token)
 
@@ -12,6 +12,7 @@ arithmetic would allow, both measured in the same run: a step reads weights and 
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -28,20 +29,24 @@ from falcon_h1r.benchmark.hardware import environment, measured_peak, memory_ban
 from falcon_h1r.benchmark.rollouts import random_model, step_bytes
 from falcon_h1r.benchmark.throughput_page import render
 from falcon_h1r.config import Config
+from falcon_h1r.config_checks import check_model_path, require
 from falcon_h1r.config_tools import ThroughputCaseConfig
 from falcon_h1r.data.tokenisation import encode_prompts, train_tokenizer
 from falcon_h1r.distributed.world import World
-from falcon_h1r.model.load import load_policy
+from falcon_h1r.model.load import load_policy, load_tokenizer
 from falcon_h1r.rollout.sampler import SamplingSettings
+from falcon_h1r.scaling.endpoint import check_endpoint, open_endpoint
 from falcon_h1r.scaling.engine import TraceEngine, TraceRequest
 from falcon_h1r.tracking import Tracker
-from falcon_h1r.types import Problem
+from falcon_h1r.types import InputError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WARM_UP_TOKENS = 16
 FILLER = "7 "  # what prompts are made of
+NUM_MARKS = 8  # figures in which they differ
+FIGURES = "1 2 3 4 5 6 7 8 9 "
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,20 @@ class Limits:
 class Measured:
     """One case, round by round."""
 
-    input_tokens: int  # of a prompt, as it was encoded; about, where the engine has a tokenizer of its own
+    input_tokens: int  # of a prompt, as it was encoded
     output_tokens: int  # asked for
     batch: int
     drawn: list[int] = field(default_factory=list)  # tokens of all traces; fewer where an engine let them end early
     seconds: list[float] = field(default_factory=list)
     reading: list[float] = field(default_factory=list)  # seconds, with one token out
+    is_about: bool = False  # the prompt's length: the engine's tokenizer and template are not known here
     limit: float | None = None  # decode tokens a second, by the machine
     bound_by: str | None = None  # memory or arithmetic
+
+    @property
+    def drawn_share(self) -> float:
+        """Of the tokens asked for; below 1 where traces ended early, and the batch was not full to the end."""
+        return median(self.drawn) / (self.batch * self.output_tokens)
 
     @property
     def rate(self) -> float:
@@ -92,6 +103,8 @@ def run_throughput_suite(config: Config, folder: Path, world: World) -> None:
     model, tokenizer = None, None
     if config.evaluate.engine == "torch":
         model, tokenizer = opened_model(config, device)
+    elif config.evaluate.endpoint.api == "completions":
+        tokenizer = load_tokenizer(config.model)
     limits = None
     if model is not None:
         limits = Limits(memory_bandwidth(device), measured_peak(device, model.dtype).flops_per_second)
@@ -117,12 +130,33 @@ def run_throughput_suite(config: Config, folder: Path, world: World) -> None:
             Path(settings.page).write_text(page)
 
 
+def check_throughput_suite(config: Config) -> None:
+    """
+    Raises:
+        InputError: where a case's batch is more than the servers are given at once, or no server is named.
+    """
+    endpoint = config.evaluate.endpoint
+    if config.evaluate.engine != "endpoint":
+        return
+    check_endpoint(endpoint)
+    if endpoint.api == "completions":
+        require("model.path", config.model.path)
+        check_model_path(config.model)
+    most = max(case.batch for case in config.benchmark.throughput_cases)
+    if endpoint.max_in_flight * len(endpoint.urls) < most:
+        raise InputError(
+            f"evaluate.endpoint.max_in_flight={endpoint.max_in_flight}: a case of the benchmark has a batch of {most}"
+        )
+
+
 def opened_model(config: Config, device: torch.device) -> tuple[FalconH1ForCausalLM, PreTrainedTokenizerBase]:
     """The model at `model.path`, or random weights of `model.architecture`."""
     if config.model.path is not None:
         model, tokenizer = load_policy(config.model, device)
         return model.eval(), tokenizer
-    tokenizer = train_tokenizer(["system\nuser\nassistant\n" + FILLER * 8] * 20, config.model.tokenizer_vocab_size)
+    tokenizer = train_tokenizer(
+        ["system\nuser\nassistant\n" + FILLER * 8 + FIGURES] * 20, config.model.tokenizer_vocab_size
+    )
     return random_model(config, {}, tokenizer, device), tokenizer
 
 
@@ -139,15 +173,14 @@ def open_benchmarked(
     batch: int,
     world: World,
 ) -> TraceEngine:
-    """The configured engine with room for the batch; the torch sampler's traces run to their limits."""
+    """The configured engine with room for the batch; traces run to their limits, if a server knows a word for that."""
     if model is None or tokenizer is None:
-        from falcon_h1r.scaling.endpoint import open_endpoint
-
-        return open_endpoint(config.evaluate.endpoint, None, None, world.watch)
+        return open_endpoint(config.evaluate.endpoint, None, tokenizer, world.watch, ignore_stop_tokens=True)
     from falcon_h1r.scaling.torch_engine import TorchEngine
 
     use_graphs = config.benchmark.rollout_graphs and world.device.type == "cuda"
-    engine = TorchEngine(model, tokenizer, batch, watch=world.watch, use_graphs=use_graphs)
+    name = "random weights" if config.model.path is None else "the weights of model.path"
+    engine = TorchEngine(model, tokenizer, batch, watch=world.watch, use_graphs=use_graphs, name=name)
     engine.sampler.ignore_stop_tokens()
     return engine
 
@@ -161,7 +194,7 @@ def measure(
 ) -> Measured:
     """Rounds of one case."""
     text, input_tokens = prompt_of(tokenizer, case.input_tokens)
-    found = Measured(input_tokens, case.output_tokens, case.batch)
+    found = Measured(input_tokens, case.output_tokens, case.batch, is_about=tokenizer is None)
     draw(engine, text, case.batch, min(WARM_UP_TOKENS, case.output_tokens), "warm-up")
     for number in range(repeats):
         found.reading.append(draw(engine, text, case.batch, 1, f"reading-{number}")[0])
@@ -188,10 +221,20 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase | None, num_tokens: int) -> tup
     return FILLER * least, length_of(least)
 
 
+def prompts_of(text: str, batch: int, name: str) -> list[str]:
+    """As `text`, but each begins with figures of its own, unlike the others' and those of another round."""
+    drawing, figures = random.Random(name), text.split()
+    return [
+        "".join(f"{drawing.randint(1, 9)} " for _ in figures[:NUM_MARKS]) + FILLER * len(figures[NUM_MARKS:])
+        for _ in range(batch)
+    ]
+
+
 def draw(engine: TraceEngine, text: str, batch: int, num_tokens: int, name: str) -> tuple[float, int]:
-    """Seconds, and tokens drawn. Every trace reads its own prompt, as of another problem."""
+    """Seconds, and tokens drawn. Every trace reads a prompt of its own: servers keep what they have read before."""
     settings = SamplingSettings(num_samples=1, max_response_tokens=num_tokens)
-    problems = [Problem(f"{name}-{number}", text, "") for number in range(batch)]
+    texts = prompts_of(text, batch, name)
+    problems = [Problem(f"{name}-{number}", question, "") for number, question in enumerate(texts)]
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()

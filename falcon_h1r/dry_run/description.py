@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from falcon_h1r.config import Config
 from falcon_h1r.config_checks import not_built_yet
+from falcon_h1r.config_evaluate import BenchmarkConfig, traces_of
 from falcon_h1r.config_selection import asks_for_selection
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.config_stage import LimitsConfig
@@ -51,10 +53,9 @@ def describe(config: Config, stage: str) -> str:
 
     shape, read_from = planned_config(config.model)
     ranks = plan_ranks(config, shape)
-    sections = [
-        ("processes", list(_rank_rows(config, ranks))),
-        ("model", list(_model_rows(config, ranks, shape, read_from))),
-    ]
+    sections = [("processes", list(_rank_rows(config, ranks)))]
+    if stage != "evaluate" or _loads_the_model(config):
+        sections.append(("model", list(_model_rows(config, ranks, shape, read_from))))
     if stage in ("curate", "pipeline"):
         sections.append(("curate", list(_curate_rows(config))))
     if stage in ("sft", "pipeline"):
@@ -197,23 +198,48 @@ def _grpo_rows(config: Config, ranks: RankPlan, shape: FalconH1Config) -> Iterat
 
 
 def _evaluate_rows(config: Config, shape: FalconH1Config) -> Iterator[Row]:
-    evaluate = config.evaluate
-    check_context("evaluate", evaluate.limits, shape)
-    yield from _data_rows(evaluate.data, traces=False)
-    yield "limits", _limits(evaluate.limits)
+    evaluate, limits = config.evaluate, config.evaluate.limits
+    chosen = {name: each for name, each in evaluate.benchmarks.items() if not evaluate.only or name in evaluate.only}
+    if lengths := [each.max_response_tokens for each in chosen.values() if each.bridge is None]:
+        limits = replace(limits, response_tokens=max(lengths))
+    if _loads_the_model(config):
+        check_context("evaluate", limits, shape)
+    elif evaluate.watch.run is not None:
+        yield "models", f"each new checkpoint of {evaluate.watch.run}"
+    else:
+        yield "model", f"served at {', '.join(evaluate.endpoint.urls) or 'no address given'} ({evaluate.endpoint.api})"
     settings = f"temperature {evaluate.temperature}, top-p {evaluate.top_p}"
-    yield "sampling", f"{settings}, {evaluate.num_samples} samples a problem"
+    if not evaluate.benchmarks:
+        yield from _data_rows(evaluate.data, traces=False)
+        settings += f", {evaluate.num_samples} samples a problem"
+    yield "limits", _limits(limits) if not chosen else f"prompt {limits.prompt_tokens:,} tokens"
+    yield "sampling", settings
     if (scaling := config.scaling).num_traces:
-        kept = f"{scaling.keep_share:.0%} of {scaling.warmup_traces} warm-up traces kept"
+        kept = f"the threshold keeps {scaling.keep_share:.0%} of {scaling.warmup_traces} warm-up traces"
         yield "online DeepConf", f"up to {scaling.num_traces} traces a problem, {kept}"
-    for name, benchmark in evaluate.benchmarks.items():
+    for name, benchmark in chosen.items():
+        yield name, _benchmark(benchmark, scaling.num_traces)
+
+
+def _loads_the_model(config: Config) -> bool:
+    """Whether an evaluation is of the model at `model.path`."""
+    return config.evaluate.engine == "torch" and config.evaluate.watch.run is None
+
+
+def _benchmark(benchmark: BenchmarkConfig, num_traces: int) -> str:
+    """How it is run, and what was published."""
+    if benchmark.bridge is not None:
+        row = "bridged: not run here"
+    else:
         samples = "1 sample" if benchmark.num_samples == 1 else f"{benchmark.num_samples} samples"
         row = f"{samples} of at most {benchmark.max_response_tokens:,} tokens"
-        if benchmark.reference_score is not None:
-            row += f"; published {benchmark.reference_score}"
-        if benchmark.reference_scaled_score is not None:
-            row += f", with 512 traces {benchmark.reference_scaled_score}"
-        yield name, row
+        if traces := traces_of(benchmark, num_traces):
+            row += f", {traces} traces of DeepConf"
+    if benchmark.reference_score is not None:
+        row += f"; published {benchmark.reference_score}"
+    if benchmark.reference_scaled_score is not None:
+        row += f", with 512 traces {benchmark.reference_scaled_score}"
+    return row
 
 
 def _limits(limits: LimitsConfig) -> str:

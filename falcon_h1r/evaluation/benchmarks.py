@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from falcon_h1r.config import Config
-from falcon_h1r.config_evaluate import BenchmarkConfig, EvaluateConfig
+from falcon_h1r.config_evaluate import BenchmarkConfig, EvaluateConfig, traces_of
 from falcon_h1r.config_rules import at_least, one_of
 from falcon_h1r.config_sources import SourceConfig
 from falcon_h1r.data.sources import load_problems, shorten
@@ -23,10 +23,7 @@ from falcon_h1r.types import InputError, Problem
 from falcon_h1r.verifier import check_gold
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
-DEFAULT_URL, DEFAULT_MODEL = (
-    "http://localhost:8000/v1",
-    "MODEL",
-)  # in a bridge's command, where evaluate.endpoint says none
+DEFAULT_URL, DEFAULT_MODEL = "http://localhost:8000/v1", "MODEL"  # of a bridge, where evaluate.endpoint says none
 
 
 def tasks_of(config: Config) -> list[Task]:
@@ -59,13 +56,18 @@ def check_tasks(config: Config) -> None:
 
 def bridge_lines(config: Config) -> list[str]:
     """One line for each benchmark that is asked for and not run here: its name, and the command that runs it."""
-    endpoint = config.evaluate.endpoint
+    return [f"{name} is bridged: {command}" for name, command in bridges(config.evaluate).items()]
+
+
+def bridges(evaluate: EvaluateConfig) -> dict[str, str]:
+    """The commands of the benchmarks that are asked for and not run here."""
+    endpoint = evaluate.endpoint
     url = endpoint.urls[0] if endpoint.urls else DEFAULT_URL
-    return [
-        f"{name} is bridged: {bridge.replace('{url}', url).replace('{model}', endpoint.model or DEFAULT_MODEL)}"
-        for name, benchmark in _chosen(config.evaluate).items()
-        if (bridge := benchmark.bridge) is not None
-    ]
+    return {
+        name: benchmark.bridge.replace("{url}", url).replace("{model}", endpoint.model or DEFAULT_MODEL)
+        for name, benchmark in _chosen(evaluate).items()
+        if benchmark.bridge is not None
+    }
 
 
 def _chosen(evaluate: EvaluateConfig) -> dict[str, BenchmarkConfig]:
@@ -133,7 +135,6 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
     if not kept:
         raise InputError(f"{key}.data.path={benchmark.data.path}: no problems in it")
     notes += [*repeats, *_notes_of_scorer(key, benchmark.scorer, kept)]
-    num_traces = config.scaling.num_traces if benchmark.num_traces is None else benchmark.num_traces
     return Task(
         name=name,
         problems=kept,
@@ -142,7 +143,7 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         prompt=benchmark.prompt,
         system_prompt=config.system_prompt,
         greedy=benchmark.greedy,
-        num_traces=num_traces if benchmark.scorer in ("math", "choice") else 0,  # others have nothing to vote on
+        num_traces=traces_of(benchmark, config.scaling.num_traces),
         notes=tuple(notes),
         reference_score=benchmark.reference_score,
         reference_scaled_score=benchmark.reference_scaled_score,

@@ -18,6 +18,7 @@ from falcon_h1r.checkpoint.stopping import gather_unless_stopped
 from falcon_h1r.config import Config
 from falcon_h1r.data.jsonl import new_file, read_jsonl
 from falcon_h1r.evaluation.benchmark_groups import group_averages
+from falcon_h1r.evaluation.benchmarks import bridges
 from falcon_h1r.evaluation.merge import ONLINE_SUMMARY_FILE, SAMPLES_FILE, merge_task, remove_parts
 from falcon_h1r.evaluation.metrics import VOTES, differences, summarise, votes_of
 from falcon_h1r.evaluation.run import run_task
@@ -208,13 +209,14 @@ def finish_run(config: Config, folder: Path) -> None:
 
 
 def summarise_run(config: Config, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The scores of all benchmarks, those that are bridged listed with what is published, and averages over groups."""
+    """The scores of all benchmarks, what is published of those asked for that are bridged, and averages over groups."""
     benchmarks: dict[str, dict[str, Any]] = {}
+    commands = bridges(config.evaluate)
     for name, benchmark in config.evaluate.benchmarks.items():
         if name in summaries:
             benchmarks[name] = dict(summaries[name])
-        elif benchmark.bridge is not None:
-            benchmarks[name] = {"bridge": benchmark.bridge, "reference_score": benchmark.reference_score}
+        elif name in commands:
+            benchmarks[name] = {"bridge": commands[name], "reference_score": benchmark.reference_score}
     scores = {name: found["pass_at_1"] for name, found in summaries.items() if "pass_at_1" in found}
     groups = [
         {

@@ -106,7 +106,7 @@ def problem_values(samples: Sequence[SampleRow], k: int) -> tuple[list[str], dic
         values["pass_at_1"] = pass_at_k_by_problem(correct, 1)
     if greedy:
         values["greedy"] = _sample_matrices(uids, greedy)[0].mean(axis=1)
-    if sampled:
+    if sampled and k > 1:  # else both are pass@1
         values[f"pass_at_{k}"] = pass_at_k_by_problem(correct, k)
         values[f"maj_at_{k}"] = maj_at_k_by_problem(answers, correct, k)
     return uids, values

@@ -242,6 +242,16 @@ def numbers_in(summary: Mapping[str, Any]) -> dict[str, float]:
 # The run's folder
 
 
+def as_the_run_has_it(config: Config, run: WatchedRun) -> Config:
+    """With the training's dtype and system prompt: what is trained with them is scored so. Says what differed."""
+    dtype, prompt = run.config.model.dtype, run.config.system_prompt
+    if config.model.dtype != dtype:
+        print(f"watch: model.dtype={dtype}, as in {run.folder}", flush=True)
+    if config.system_prompt != prompt:
+        print(f"watch: system_prompt={prompt[:60]!r}{'...' * (len(prompt) > 60)}, as in {run.folder}", flush=True)
+    return replace(config, model=replace(config.model, dtype=dtype), system_prompt=prompt)
+
+
 def _read_config(path: Path) -> Config:
     """The settings that a run was begun with."""
     try:

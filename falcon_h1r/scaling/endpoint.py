@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,13 @@ def open_endpoint(
     confidence: ConfidenceSettings | None,
     tokenizer: PreTrainedTokenizerBase | None,
     watch: Watch,
+    ignore_stop_tokens: bool = False,
 ) -> EndpointEngine:
     """The engine, once every server has said which model it has.
 
     Args:
         tokenizer: of the model; read where `config.api` is `completions`, and needed there.
+        ignore_stop_tokens: for measuring speed: traces run to their limits, at servers that can be told so.
 
     Raises:
         InputError: naming the setting, or the server that is not up or has another model.
@@ -127,7 +130,8 @@ def open_endpoint(
         watch.beat("asking servers for their models")
         watch.check()
         server = ModelServer(url, config.silent_seconds, key)
-        stations.append(Station(server, served_model(server, config.model)))
+        served = replace(served_model(server, config.model), ignore_stop_tokens=ignore_stop_tokens)
+        stations.append(Station(server, served))
     names = {station.served.name for station in stations}
     if len(names) > 1:
         raise InputError(f"evaluate.endpoint.urls: these servers have different models: {', '.join(sorted(names))}")

@@ -38,6 +38,7 @@ class ServedModel:
 
     name: str
     dialect: str  # of `DIALECTS`; anything else: OpenAI's names alone
+    ignore_stop_tokens: bool = False  # asked of a server whose dialect is known: others have no word for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def trace_payload(request: TraceRequest, served: ServedModel, prompt: Prompt | N
     settings, words = request.settings, dict(DIALECTS.get(served.dialect, {}))
     if words:
         words["top_k"] = settings.top_k
+        if served.ignore_stop_tokens:
+            words["ignore_eos"] = True
     elif settings.top_k:
         raise InputError(f"top_k={settings.top_k}: OpenAI's protocol has no word for it; 0 draws from all tokens")
     payload: dict[str, Any] = {

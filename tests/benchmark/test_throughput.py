@@ -6,13 +6,26 @@ import pytest
 import torch
 
 from falcon_h1r.benchmark.flops import forward_flops
-from falcon_h1r.benchmark.throughput import Limits, Measured, measure, open_benchmarked, prompt_of, scaled, step_flops
+from falcon_h1r.benchmark.throughput import (
+    NUM_MARKS,
+    Limits,
+    Measured,
+    check_throughput_suite,
+    measure,
+    open_benchmarked,
+    prompt_of,
+    prompts_of,
+    scaled,
+    step_flops,
+)
 from falcon_h1r.benchmark.throughput_page import render
 from falcon_h1r.config import Config
 from falcon_h1r.config_tools import ThroughputCaseConfig
 from falcon_h1r.data.tokenisation import encode_prompts
 from falcon_h1r.distributed.world import World
-from falcon_h1r.types import Problem
+from falcon_h1r.types import InputError, Problem
+
+ENVIRONMENT = {"hardware": "two cores", "torch": "2", "transformers": "5"}
 
 
 def test_every_trace_runs_to_its_length(tiny_model, tokenizer) -> None:
@@ -27,6 +40,30 @@ def test_every_trace_runs_to_its_length(tiny_model, tokenizer) -> None:
 def test_prompts_have_the_length_that_is_said(tokenizer) -> None:
     text, length = prompt_of(tokenizer, 100)
     assert length == len(encode_prompts(tokenizer, [Problem("p", text, "")], "")[0]) and 90 < length <= 100
+
+
+def test_prompts_differ_from_their_beginning_and_have_one_length(tokenizer) -> None:
+    text, length = prompt_of(tokenizer, 100)
+    prompts = [*prompts_of(text, 5, "round-0"), *prompts_of(text, 5, "round-1")]
+    encoded = encode_prompts(tokenizer, [Problem(f"p{n}", prompt, "") for n, prompt in enumerate(prompts)], "")
+    assert {len(ids) for ids in encoded} == {length} and len({prompt[: 2 * NUM_MARKS] for prompt in prompts}) == 10
+
+
+def test_a_servers_traces_that_ended_early_are_told_on_the_page() -> None:
+    found = Measured(8, 512, 32, drawn=[16 * 512], seconds=[2.0], reading=[0.1], is_about=True)
+    page = render(Config().benchmark, [found], None, "a server", ENVIRONMENT, "command")
+    assert "about 8 in, 256 of 512 out, 32" in page and "ended early" in page
+
+
+def test_more_traces_than_servers_are_given_at_once_are_refused() -> None:
+    config = Config()
+    config.benchmark.throughput_cases = [ThroughputCaseConfig(8, 8, 64)]
+    config.evaluate.engine = "endpoint"
+    config.evaluate.endpoint.urls, config.evaluate.endpoint.max_in_flight = ["http://one/v1", "http://two/v1"], 32
+    check_throughput_suite(config)
+    config.evaluate.endpoint.max_in_flight = 31
+    with pytest.raises(InputError, match="max_in_flight=31"):
+        check_throughput_suite(config)
 
 
 def test_rates_are_of_the_medians() -> None:
@@ -55,8 +92,7 @@ def test_lengths_are_scaled_and_batches_not() -> None:
 def test_the_page_shows_limits_only_where_they_are_known() -> None:
     config = Config().benchmark
     found = Measured(8, 512, 32, drawn=[32 * 512], seconds=[2.0], reading=[0.1])
-    environment = {"hardware": "two cores", "torch": "2", "transformers": "5"}
-    plain = render(config, [found], None, "a server", environment, "command")
+    plain = render(config, [found], None, "a server", ENVIRONMENT, "command")
     assert "limits of its machine are not known" in plain and "8 in, 512 out, 32" in plain
     found.limit, found.bound_by = 20_000.0, "memory"
-    assert "20,000 (memory)" in render(config, [found], Limits(1e10, 1e11), "torch", environment, "command")
+    assert "20,000 (memory)" in render(config, [found], Limits(1e10, 1e11), "torch", ENVIRONMENT, "command")

@@ -28,7 +28,7 @@ from falcon_h1r.distributed.engines import open_engine
 from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.distributed.world import World
 from falcon_h1r.evaluation import watch as watching
-from falcon_h1r.evaluation.watch import WatchedRun, numbers_in, watch
+from falcon_h1r.evaluation.watch import WatchedRun, as_the_run_has_it, numbers_in, watch
 from falcon_h1r.model.load import load_model
 from falcon_h1r.model.lora import add_adapters
 from falcon_h1r.sft.loop import train_sft
@@ -134,6 +134,23 @@ def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tens
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+# -----------------------------------------------------------------------------
+# Settings
+
+
+def test_checkpoints_are_scored_with_the_prompt_and_dtype_that_they_are_trained_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = Config(system_prompt="Think.", model=ModelConfig(path="base", dtype="bfloat16"))
+    run = WatchedRun(tmp_path, theirs, "mine", theirs.model)
+    config = as_the_run_has_it(watching_config(tmp_path), run)
+    assert (config.system_prompt, config.model.dtype, config.model.path) == ("Think.", "bfloat16", None)
+    assert config.evaluate == watching_config(tmp_path).evaluate
+    said = capsys.readouterr().out
+    assert "watch: model.dtype=bfloat16" in said and "watch: system_prompt='Think.', as in" in said
+    assert as_the_run_has_it(config, run) == config and not capsys.readouterr().out
 
 
 # -----------------------------------------------------------------------------

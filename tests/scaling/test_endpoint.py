@@ -172,7 +172,14 @@ def test_completions_are_asked_with_our_template_and_ids_where_they_are_understo
 @pytest.mark.parametrize("dialect", ["vllm", "llamacpp"])
 def test_a_server_with_defaults_of_its_own_is_told_to_draw_from_all_tokens(dialect: str) -> None:
     payload = trace_payload(ask(), ServedModel("tiny", dialect), None, 20)
-    assert (payload["top_k"], payload["min_p"]) == (0, 0.0)
+    assert (payload["top_k"], payload["min_p"]) == (0, 0.0) and "ignore_eos" not in payload
+
+
+def test_traces_run_to_their_limits_at_servers_that_know_a_word_for_it() -> None:
+    asked = {dialect: ServedModel("tiny", dialect, ignore_stop_tokens=True) for dialect in ("vllm", "llamacpp", "")}
+    payloads = {dialect: trace_payload(ask(), served, None, 0) for dialect, served in asked.items()}
+    assert payloads["vllm"]["ignore_eos"] is payloads["llamacpp"]["ignore_eos"] is True
+    assert "ignore_eos" not in payloads[""]
 
 
 def test_what_a_server_has_no_word_for_is_refused(start: Starts, opens: Opens) -> None:
