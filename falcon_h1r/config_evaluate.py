@@ -91,6 +91,7 @@ class EvaluateConfig:
     top_p: float = 1.0
     greedy: bool = True  # one greedy answer beside the samples
     max_slots: int = 512
+    use_graphs: bool = False  # decode steps of engine=torch as CUDA graphs; needs a GPU
     engine: str = "torch"  # torch: the model at model.path, in this process; endpoint: servers elsewhere
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     work: WorkConfig = field(default_factory=WorkConfig)

@@ -26,7 +26,8 @@ def open_engine(config: Config, tasks: Sequence[Task], folder: Path, world: Worl
     """The engine, ready to draw all of these tasks.
 
     Raises:
-        InputError: where a prompt is too long, before anything is drawn, or a server is not there.
+        InputError: where a prompt is too long or a server is not there, before anything is drawn, or graphs are asked
+            for without a GPU.
     """
     from falcon_h1r.model.load import load_tokenizer
 
@@ -39,13 +40,22 @@ def open_engine(config: Config, tasks: Sequence[Task], folder: Path, world: Worl
     from falcon_h1r.checkpoint import open_policy
     from falcon_h1r.scaling.torch_engine import TorchEngine
 
+    if evaluate.use_graphs and world.device.type != "cuda":
+        raise InputError(f"evaluate.use_graphs=true: CUDA graphs need a GPU, and this is {world.device.type}")
     check_prompt_lengths(tasks, load_tokenizer(config.model), evaluate.limits.prompt_tokens)
     longest = max(task.settings.max_response_tokens for task in tasks)
     limits = replace(evaluate.limits, response_tokens=longest)  # that the model's context has to hold
     held = replace(config, evaluate=replace(evaluate, limits=limits))
     model, tokenizer = open_policy(held, list, folder, world, "evaluate")
-    name = str(config.model.path)
-    return TorchEngine(model, tokenizer, evaluate.max_slots, confidence, watch=world.watch, name=name)
+    return TorchEngine(
+        model,
+        tokenizer,
+        evaluate.max_slots,
+        confidence,
+        watch=world.watch,
+        use_graphs=evaluate.use_graphs,
+        name=str(config.model.path),
+    )
 
 
 def confidence_settings(scaling: ScalingConfig, tasks: Sequence[Task]) -> ConfidenceSettings | None:
