@@ -86,7 +86,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
                     numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
                     tracker.log({f"{task.name}/{key}" if has_benchmarks else key: numbers[key] for key in numbers}, 0)
 
-                others = world.on_main(lambda: what_draws_and_judges(config))
+                others = world.on_main(lambda: what_draws_and_judges(config, engine))
                 try:
                     evaluate_tasks(config, tasks, engine, others, world, tracker, ended)
                 except StopRequested:

@@ -104,7 +104,7 @@ def drawn_samples(config: Config, folder: Path, world: World, tracker: Tracker) 
         def ended(of_task: Path, task: Task) -> None:
             finish_task(config, of_task, task, engine.description)
 
-        evaluate_tasks(config, {folder: task}, engine, what_draws_and_judges(config), world, tracker, ended)
+        evaluate_tasks(config, {folder: task}, engine, what_draws_and_judges(config, engine), world, tracker, ended)
     return list(light_rows(folder / SAMPLES_FILE))
 
 

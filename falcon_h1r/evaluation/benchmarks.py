@@ -36,7 +36,7 @@ def tasks_of(config: Config) -> list[Task]:
         InputError: naming the key of what is missing or wrong, or where all that is asked for is bridged.
     """
     evaluate = config.evaluate
-    if not evaluate.benchmarks:
+    if not evaluate.benchmarks and not evaluate.only:
         return [_own_task(config)]
     chosen = _chosen(evaluate)
     runnable = {name: benchmark for name, benchmark in chosen.items() if benchmark.bridge is None}

@@ -32,8 +32,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from falcon_h1r.config_evaluate import ScalingConfig
-from falcon_h1r.scaling.traces import ConfidenceSummary, ScoredTrace
-from falcon_h1r.scaling.voting import Vote, votes_side_by_side, weighted_vote
+from falcon_h1r.scaling.traces import MEASURES, SCORES, ConfidenceSummary, ScoredTrace
+from falcon_h1r.scaling.voting import TIE, Vote, votes_side_by_side, weighted_vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,27 @@ class OnlineSettings:
     consensus_share: float = 0.95
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: where a budget, a warm-up or a wave has no trace, a share is none (10 for 10%, say), or a measure
+                or a score is unknown.
+        """
         for name in ("num_traces", "warmup_traces", "wave_traces"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: has to be at least 1")
+        for name in ("keep_share", "vote_share", "consensus_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: a share lies between 0 and 1")
+        for name, known in (("measure", MEASURES), ("trace_score", SCORES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: has to be one of {', '.join(known)}")
 
     @classmethod
     def of(cls, config: ScalingConfig, num_traces: int | None = None) -> OnlineSettings:
         """As configured, with a budget of its own where one is given.
 
         Raises:
-            ValueError: where a budget, a warm-up or a wave has no trace.
+            ValueError: where a setting cannot be.
         """
         return cls(
             num_traces=config.num_traces if num_traces is None else num_traces,
@@ -101,7 +112,8 @@ def stop_threshold(lowest_groups: list[float], keep_share: float) -> float | Non
     known = [lowest for lowest in lowest_groups if not math.isnan(lowest)]
     if not known or keep_share >= 1.0:
         return None
-    return float(np.percentile(known, 100 * (1 - keep_share)))
+    percent = round(100 * (1 - keep_share), 9)  # 30, not 30.000000000000004, which stops what equals the threshold
+    return float(np.percentile(known, percent))
 
 
 class OnlineVote:
@@ -173,7 +185,7 @@ class OnlineVote:
             lowest = [self._confidence(trace).lowest_group for trace in self._in_order()]
             self.threshold = stop_threshold(lowest, settings.keep_share)
         vote = self._agreement()
-        if vote.winner is not None and vote.share >= settings.consensus_share:
+        if vote.winner is not None and vote.share >= settings.consensus_share * (1 - TIE):  # 19 votes of 20 are 95%, of any weight
             return
         self._wave = range(drawn, min(drawn + settings.wave_traces, settings.num_traces))
 

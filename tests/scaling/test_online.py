@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,21 @@ def test_sixteen_traces_at_the_default_keep_the_top_tenth() -> None:
     assert stop_threshold([float(value) for value in range(1, 17)], 0.1) == pytest.approx(14.5, abs=1e-12)
 
 
+@pytest.mark.parametrize(("keep_share", "place"), [(0.9, 1), (0.8, 2), (0.7, 3), (0.4, 6), (0.3, 7), (0.1, 9)])
+def test_a_percentile_that_is_a_traces_own_is_exactly_that(keep_share: float, place: int) -> None:
+    """A trace as sure as that is not stopped: 1 - 0.7 is a little more than 0.3, and must not show."""
+    lowest = sorted(np.random.default_rng(1).uniform(10, 20, 11).tolist())
+    assert stop_threshold(lowest, keep_share) == lowest[place]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("keep_share", 10), ("vote_share", -0.1), ("consensus_share", 95), ("measure", "entropy")]
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        OnlineSettings(num_traces=8, **{name: value})
+
+
 def test_keeping_all_stops_nothing() -> None:
     unsure = [trace(index, "a", 0.25, 0.25) for index in range(4, 8)]
     result = run(WARMUP + unsure, replace(SETTINGS, keep_share=1.0))
@@ -162,6 +178,17 @@ def test_agreement_at_the_share_exactly_is_consensus() -> None:
     split = [replace(t, answer=answer) for t, answer in zip(WARMUP, "abab", strict=True)]
     assert run(split + LATER, replace(SETTINGS, consensus_share=0.6)).num_traces == 4
     assert run(split + LATER, replace(SETTINGS, consensus_share=0.61)).num_traces > 4
+
+
+def test_nineteen_votes_of_twenty_are_95_percent_whatever_they_weigh() -> None:
+    """8 of these 5,000 weights round to a share below 0.95."""
+    settings = OnlineSettings(num_traces=21, warmup_traces=20, wave_traces=1, consensus_share=0.95)
+    for weight in np.random.default_rng(0).uniform(0.1, 30.0, 5000):
+        vote = OnlineVote(settings)
+        traces = [trace(index, "a", weight) for index in range(20)]
+        for each in [replace(traces[0], answer="b"), *traces[1:]]:
+            vote.ended(each)
+        assert vote.finished, weight
 
 
 def test_consensus_is_looked_for_between_waves_by_the_configured_score() -> None:
