@@ -160,7 +160,8 @@ def draw(engine: TraceEngine, task: Task, scaling: ScalingConfig | None) -> int:
 
 
 def _wave(task: Task, problem: Problem, vote: OnlineVote) -> Sequence[TraceRequest]:
-    stop = None if vote.threshold is None else Stop(vote.threshold, vote.settings.measure)
+    settings, threshold = vote.settings, vote.threshold
+    stop = None if threshold is None else Stop(threshold, settings.measure, settings.stop_slack)
     return [
         TraceRequest(problem, index, task.settings, task.system_prompt, task.prompt, stop) for index in vote.next_wave()
     ]

@@ -64,7 +64,8 @@ class TorchEngine:
 
         Raises:
             InputError: where a prompt is too long.
-            ValueError: where a key is there already, or a request with a stop comes to an engine that does not measure what it stops by.
+            ValueError: where a key is there already, or a request with a stop comes to an engine that does not measure
+                what it stops by.
         """
         wanted, stops, present = [], {}, set(self._under_way)
         for request in requests:
