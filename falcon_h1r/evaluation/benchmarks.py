@@ -22,6 +22,7 @@ from falcon_h1r.rollout.sampler import SamplingSettings
 from falcon_h1r.types import InputError, Problem
 from falcon_h1r.verifier import check_gold
 
+VOTED_ON = ("math", "choice")  # answers by these scorers have keys
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
 DEFAULT_URL, DEFAULT_MODEL = (
     "http://localhost:8000/v1",
@@ -129,11 +130,15 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         left_out = ", ".join(benchmark.leave_out_families)
         notes.append(f"{len(problems) - len(kept)} of {len(problems)} problems left out, by family ({left_out})")
     kept, repeats = _distinct(kept, key)
-    kept = kept[: benchmark.num_problems]
+    num_all, kept = len(kept), kept[: benchmark.num_problems]
+    if len(kept) < num_all:
+        notes.append(f"the first {len(kept)} of {num_all} problems alone: no score of the benchmark")
     if not kept:
         raise InputError(f"{key}.data.path={benchmark.data.path}: no problems in it")
     notes += [*repeats, *_notes_of_scorer(key, benchmark.scorer, kept)]
     num_traces = config.scaling.num_traces if benchmark.num_traces is None else benchmark.num_traces
+    if num_traces and benchmark.scorer not in VOTED_ON:
+        notes.append(f"no online DeepConf: answers of scorer={benchmark.scorer} are nothing to vote on")
     return Task(
         name=name,
         problems=kept,
@@ -142,7 +147,7 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         prompt=benchmark.prompt,
         system_prompt=config.system_prompt,
         greedy=benchmark.greedy,
-        num_traces=num_traces if benchmark.scorer in ("math", "choice") else 0,  # others have nothing to vote on
+        num_traces=num_traces if benchmark.scorer in VOTED_ON else 0,
         notes=tuple(notes),
         reference_score=benchmark.reference_score,
         reference_scaled_score=benchmark.reference_scaled_score,
