@@ -22,7 +22,6 @@ from falcon_h1r.rollout.sampler import SamplingSettings
 from falcon_h1r.types import InputError, Problem
 from falcon_h1r.verifier import check_gold
 
-VOTED_ON = ("math", "choice")  # answers by these scorers have keys
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".json")
 DEFAULT_URL, DEFAULT_MODEL = (
     "http://localhost:8000/v1",
@@ -137,8 +136,6 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         raise InputError(f"{key}.data.path={benchmark.data.path}: no problems in it")
     notes += [*repeats, *_notes_of_scorer(key, benchmark.scorer, kept)]
     num_traces = config.scaling.num_traces if benchmark.num_traces is None else benchmark.num_traces
-    if num_traces and benchmark.scorer not in VOTED_ON:
-        notes.append(f"no online DeepConf: answers of scorer={benchmark.scorer} are nothing to vote on")
     return Task(
         name=name,
         problems=kept,
@@ -147,7 +144,7 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         prompt=benchmark.prompt,
         system_prompt=config.system_prompt,
         greedy=benchmark.greedy,
-        num_traces=num_traces if benchmark.scorer in VOTED_ON else 0,
+        num_traces=num_traces if benchmark.scorer in ("math", "choice") else 0,  # others have nothing to vote on
         notes=tuple(notes),
         reference_score=benchmark.reference_score,
         reference_scaled_score=benchmark.reference_scaled_score,

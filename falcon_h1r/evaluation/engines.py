@@ -44,8 +44,8 @@ def open_engine(config: Config, tasks: Sequence[Task], folder: Path, world: Worl
     limits = replace(evaluate.limits, response_tokens=longest)  # that the model's context has to hold
     held = replace(config, evaluate=replace(evaluate, limits=limits))
     model, tokenizer = open_policy(held, list, folder, world, "evaluate")
-    slots, name = evaluate.max_slots, config.model.path
-    return TorchEngine(model, tokenizer, slots, confidence, watch=world.watch, name=name)
+    name = str(config.model.path)
+    return TorchEngine(model, tokenizer, evaluate.max_slots, confidence, watch=world.watch, name=name)
 
 
 def confidence_settings(scaling: ScalingConfig, tasks: Sequence[Task]) -> ConfidenceSettings | None:

@@ -37,14 +37,13 @@ class TorchEngine:
         watch: Watch | None = None,
         on_finished: Callable[[int], None] | None = None,
         use_graphs: bool = False,
-        name: str | None = None,
+        name: str = "a model in memory",
     ) -> None:
         """
         Args:
             max_prompt_tokens: a longer prompt is refused. None: any is taken.
             on_finished: told the number of tokens of each trace that ended by itself or was stopped.
             use_graphs: see `TorchSampler`.
-            name: of the model, for people. None: what its config says.
         """
         self.tokenizer, self.confidence, self.max_prompt_tokens = tokenizer, confidence, max_prompt_tokens
         self._stops = None if confidence is None else ConfidenceStops(confidence)
@@ -53,7 +52,7 @@ class TorchEngine:
         )
         self._look_tokens = LOOK_TOKENS.get(model.device.type, 1)
         dtype = str(model.dtype).removeprefix("torch.")
-        self.description = f"torch sampler, {name or model.config.name_or_path or 'a model in memory'}, {dtype}"
+        self.description = f"torch sampler, {name}, {dtype}"
         self._prompts: dict[tuple[str, str, str], Prompt] = {}
         self._under_way: set[RolloutKey] = set()
 
