@@ -42,6 +42,7 @@ def check_scaling(scaling: ScalingConfig) -> None:
     for value in scaling.keep_shares:
         share("scaling.keep_shares", value)
     at_least("scaling.num_traces", scaling.num_traces, 0)
+    at_least("scaling.stop_slack", scaling.stop_slack, 0.0)
     for name in ("warmup_traces", "wave_traces", "top_k", "window_tokens"):
         at_least(f"scaling.{name}", getattr(scaling, name), 1)
     for budget in scaling.budgets:

@@ -111,6 +111,7 @@ class ScalingConfig:
     warmup_traces: int = 16  # run to their end; they set the threshold below which later ones are stopped
     wave_traces: int = 16  # drawn together after the warm-up; consensus is looked at between waves
     keep_share: float = 0.1  # of the warm-up traces that lie above the threshold: 0.1 keeps the top tenth
+    stop_slack: float = 1e-5  # so far below the threshold a trace is stopped: wider than rounding, which would choose
     measure: str = "top_k"  # a token's confidence: top_k, minus the mean logprob of the best k; sampled, its logprob
     trace_score: str = "lowest_group"  # mean, bottom_10, lowest_group or tail: the weight of a trace's vote
     vote_share: float = 1.0  # only the best so many traces vote

@@ -65,6 +65,7 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
     from falcon_h1r.evaluation.evaluate import check_comparison, evaluate_tasks, finish_run, finish_task, light_rows
     from falcon_h1r.evaluation.merge import SAMPLES_FILE
     from falcon_h1r.evaluation.store import is_ended
+    from falcon_h1r.evaluation.watch import numbers_in
     from falcon_h1r.training_run import open_tracker
 
     has_benchmarks = bool(config.evaluate.benchmarks)
@@ -85,10 +86,10 @@ def evaluate(config: Config, folder: Path, world: World) -> list[dict[str, Any]]
                 def ended(task_folder: Path, task: Task) -> None:
                     summary = finish_task(config, task_folder, task, engine.description)
                     print(f"{task_folder.name}: {one_line(summary)}", flush=True)
-                    numbers = {key: value for key, value in summary.items() if isinstance(value, (int, float))}
+                    numbers = numbers_in(summary)
                     tracker.log({f"{task.name}/{key}" if has_benchmarks else key: numbers[key] for key in numbers}, 0)
 
-                others = world.on_main(lambda: what_draws_and_judges(config))
+                others = world.on_main(lambda: what_draws_and_judges(config, engine))
                 try:
                     evaluate_tasks(config, tasks, engine, others, world, tracker, ended)
                 except StopRequested:

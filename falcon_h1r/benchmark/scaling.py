@@ -104,7 +104,7 @@ def drawn_samples(config: Config, folder: Path, world: World, tracker: Tracker) 
         def ended(of_task: Path, task: Task) -> None:
             finish_task(config, of_task, task, engine.description)
 
-        evaluate_tasks(config, {folder: task}, engine, what_draws_and_judges(config), world, tracker, ended)
+        evaluate_tasks(config, {folder: task}, engine, what_draws_and_judges(config, engine), world, tracker, ended)
     return list(light_rows(folder / SAMPLES_FILE))
 
 
@@ -160,7 +160,8 @@ def draw(engine: TraceEngine, task: Task, scaling: ScalingConfig | None) -> int:
 
 
 def _wave(task: Task, problem: Problem, vote: OnlineVote) -> Sequence[TraceRequest]:
-    stop = None if vote.threshold is None else Stop(vote.threshold, vote.settings.measure)
+    settings, threshold = vote.settings, vote.threshold
+    stop = None if threshold is None else Stop(threshold, settings.measure, settings.stop_slack)
     return [
         TraceRequest(problem, index, task.settings, task.system_prompt, task.prompt, stop) for index in vote.next_wave()
     ]

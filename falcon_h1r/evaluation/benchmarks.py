@@ -33,7 +33,7 @@ def tasks_of(config: Config) -> list[Task]:
         InputError: naming the key of what is missing or wrong, or where all that is asked for is bridged.
     """
     evaluate = config.evaluate
-    if not evaluate.benchmarks:
+    if not evaluate.benchmarks and not evaluate.only:
         return [_own_task(config)]
     chosen = _chosen(evaluate)
     runnable = {name: benchmark for name, benchmark in chosen.items() if benchmark.bridge is None}
@@ -131,7 +131,9 @@ def _task(config: Config, name: str, benchmark: BenchmarkConfig) -> Task:
         left_out = ", ".join(benchmark.leave_out_families)
         notes.append(f"{len(problems) - len(kept)} of {len(problems)} problems left out, by family ({left_out})")
     kept, repeats = _distinct(kept, key)
-    kept = kept[: benchmark.num_problems]
+    num_all, kept = len(kept), kept[: benchmark.num_problems]
+    if len(kept) < num_all:
+        notes.append(f"the first {len(kept)} of {num_all} problems alone: no score of the benchmark")
     if not kept:
         raise InputError(f"{key}.data.path={benchmark.data.path}: no problems in it")
     notes += [*repeats, *_notes_of_scorer(key, benchmark.scorer, kept)]

@@ -92,15 +92,18 @@ def check_prompt_lengths(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerBa
 # Which model it is
 
 
-def what_draws_and_judges(config: Config) -> dict[str, Any]:
+def what_draws_and_judges(config: Config, engine: TraceEngine) -> dict[str, Any]:
     """All that the rows of an evaluation depend on and a task does not know: an evaluation goes on only with the same.
 
-    A folder of weights is known by its content: the next checkpoint may stand at the same path.
+    A folder of weights is known by its content: the next checkpoint may stand at the same path. A server's model is
+    known by the name that the server gives it, whether or not the settings do.
     """
+    from falcon_h1r.scaling.endpoint import EndpointEngine
+
     evaluate, model = config.evaluate, config.model
     found: dict[str, Any] = {"evaluate.engine": evaluate.engine, "verifier.fallbacks": list(config.verifier.fallbacks)}
-    if evaluate.engine == "endpoint":
-        found |= {"evaluate.endpoint.model": evaluate.endpoint.model, "evaluate.endpoint.api": evaluate.endpoint.api}
+    if isinstance(engine, EndpointEngine):
+        found |= {"evaluate.endpoint.model": engine.model_name, "evaluate.endpoint.api": evaluate.endpoint.api}
         return found | ({"model.path": model.path} if evaluate.endpoint.api == "completions" else {})
     return found | {"model.dtype": model.dtype, "model.path": _identity(model)}
 

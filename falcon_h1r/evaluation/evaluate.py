@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from falcon_h1r.checkpoint.stopping import gather_unless_stopped
 from falcon_h1r.config import Config
+from falcon_h1r.config_evaluate import BenchmarkConfig
 from falcon_h1r.data.jsonl import new_file, read_jsonl
 from falcon_h1r.evaluation.benchmark_groups import group_averages
 from falcon_h1r.evaluation.benchmarks import bridges
@@ -174,8 +175,9 @@ def check_comparison(config: Config, tasks: Mapping[Path, Task]) -> None:
         return
     for task in tasks.values():
         folder = compared_folder(config, task)
-        if not is_ended(folder):
-            raise InputError(f"evaluate.compare_with={config.evaluate.compare_with}: {folder} holds no summary.json")
+        for file in (SUMMARY_FILE, SAMPLES_FILE):
+            if not (folder / file).is_file():
+                raise InputError(f"evaluate.compare_with={config.evaluate.compare_with}: {folder} holds no {file}")
         found = {row["problem_uid"] for row in light_rows(folder / SAMPLES_FILE)}
         if found != (wanted := {problem.uid for problem in task.problems}):
             raise InputError(
@@ -208,8 +210,16 @@ def finish_run(config: Config, folder: Path) -> None:
     remove_parts(folder)
 
 
+def _is_cut(benchmark: BenchmarkConfig, summary: Mapping[str, Any]) -> bool:
+    """Whether only its first problems were asked: no score to average beside published ones."""
+    return benchmark.num_problems is not None and summary["num_problems"] >= benchmark.num_problems
+
+
 def summarise_run(config: Config, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The scores of all benchmarks, what is published of those asked for that are bridged, and averages over groups."""
+    """The scores of all benchmarks, what is published of those asked for that are bridged, and averages over groups.
+
+    A benchmark of which only the first problems were asked counts in no group.
+    """
     benchmarks: dict[str, dict[str, Any]] = {}
     commands = bridges(config.evaluate)
     for name, benchmark in config.evaluate.benchmarks.items():
@@ -217,7 +227,11 @@ def summarise_run(config: Config, summaries: Mapping[str, Mapping[str, Any]]) ->
             benchmarks[name] = dict(summaries[name])
         elif name in commands:
             benchmarks[name] = {"bridge": commands[name], "reference_score": benchmark.reference_score}
-    scores = {name: found["pass_at_1"] for name, found in summaries.items() if "pass_at_1" in found}
+    scores = {
+        name: found["pass_at_1"]
+        for name, found in summaries.items()
+        if "pass_at_1" in found and not _is_cut(config.evaluate.benchmarks[name], found)
+    }
     groups = [
         {
             "name": group.name,

@@ -73,7 +73,7 @@ def missing_of(piece: Piece, task: Task, scaling: ScalingConfig, store: Store) -
     if piece.keys:
         return [wanted_sample(piece, key, task) for key in piece.keys if key not in store]
     vote = replayed(store.online.get(piece.problem.uid, {}), scaling, task.num_traces)
-    stop = Stop(vote.threshold, scaling.measure) if vote.threshold is not None else None
+    stop = None if vote.threshold is None else Stop(vote.threshold, scaling.measure, scaling.stop_slack)
     settings = replace(task.settings, temperature=scaling.temperature, top_p=scaling.top_p)
     # The seeds of samples: of one temperature they are the same traces, and the same replayed.
     request = TraceRequest(piece.problem, 0, settings, task.system_prompt, task.prompt, stop)

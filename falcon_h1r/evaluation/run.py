@@ -1,7 +1,8 @@
 """Running a task on an engine: what is missing is claimed, drawn, judged, and a row is on disk the moment it is judged.
 
 Any number of processes may call `run_task` on one folder, at once or one after the other, killed or not: the rows come
-out the same, as every trace has seeds of its own (up to the rounding of float32, which depends on what shares a batch).
+out the same, as every trace has seeds of its own (up to the rounding of float32, which depends on what shares a batch,
+and which `scaling.stop_slack` keeps from deciding about stops).
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class RowKeeper:
         stopped = []
         for (wanted, trace), confidence in zip(drawn, measured, strict=True):
             stop = wanted.request.stop
-            below = stop is not None and confidence[stop.measure].tokens_until_below(stop.threshold) is not None
+            below = stop is not None and confidence[stop.measure].tokens_until_below(stop.below) is not None
             stopped.append(below or trace.stop_reason == "confidence")
         asked = [pair for pair, was_stopped in zip(drawn, stopped, strict=True) if not was_stopped]
         judged = iter(self._judged(asked))

@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_000120/   a new whole checkpoint of the run
     RUN/watch/step_000120/         its evaluation; the weights it was drawn from are removed afterwards
+    RUN/watch/asked-1f0c....json   the settings by which it is scored, the same for all checkpoints
     RUN/watch/metrics.jsonl        a row a checkpoint; on W&B a run of its own in the training's group
     RUN/watch/best_model/          with checkpoint.keep_best=watch_... of the run: the best one's weights
 
@@ -36,6 +37,7 @@ from falcon_h1r.data.file_lock import FileLock, StaleLocks
 from falcon_h1r.distributed.watch import StopRequested
 from falcon_h1r.distributed.world import World
 from falcon_h1r.evaluation.run_folder import read_rows
+from falcon_h1r.evaluation.store import agree_on_what_is_asked, flat
 from falcon_h1r.tracking import Tracker
 from falcon_h1r.training_run import CHECKPOINTS, METRICS
 from falcon_h1r.types import InputError
@@ -44,6 +46,7 @@ EvaluateModel = Callable[
     [Path, Path], Mapping[str, Any]
 ]  # (model, folder for its evaluation) -> summary, on every rank
 ALL_ROWS = sys.maxsize  # of a log that goes on
+FREE = ("evaluate.work.", "evaluate.watch.", "evaluate.endpoint.", "evaluate.max_slots", "evaluate.compare_with")
 LOOK_SECONDS = 1.0  # between two signs of life
 
 
@@ -120,14 +123,14 @@ def watch(config: Config, world: World, evaluate_model: EvaluateModel) -> None:
         evaluate_model: as recipes/evaluate.py evaluates a model into a folder; called on every rank.
 
     Raises:
-        InputError: where it is no run, or another job watches it.
+        InputError: where it is no run, another job watches it, or its checkpoints were scored with other settings.
         StopRequested: on every rank; what is scored is kept, and a restart goes on.
     """
     settings = config.evaluate.watch
     assert settings.run is not None
     folder = Path(settings.run)
     run = world.on_main(lambda: WatchedRun.open(folder))
-    with _locked(run.watch_folder, world), _tracker(config, run, world) as tracker:
+    with _locked(run.watch_folder, world, config), _tracker(config, run, world) as tracker:
         last_news = time.monotonic()
         while not isinstance(found := world.on_main(partial(_look, run)), str):
             if found is not None:
@@ -272,6 +275,13 @@ def _started_from(config: Config, folder: Path, root: Path) -> ModelConfig:
     return settings if path == settings.path else replace(settings, path=path, revision=None)
 
 
+def what_is_scored(config: Config) -> dict[str, Any]:
+    """The settings that make the scores of two checkpoints comparable."""
+    found = flat({"evaluate": asdict(config.evaluate), "scaling": asdict(config.scaling)})
+    found |= {"seed": config.seed, "system_prompt": config.system_prompt}
+    return {key: value for key, value in found.items() if not key.startswith(FREE)}
+
+
 def _tracker(config: Config, run: WatchedRun, world: World) -> Tracker:
     return Tracker(
         run.watch_folder,
@@ -285,11 +295,11 @@ def _tracker(config: Config, run: WatchedRun, world: World) -> Tracker:
 
 
 @contextmanager
-def _locked(folder: Path, world: World) -> Iterator[None]:
-    """One job at a time.
+def _locked(folder: Path, world: World, config: Config) -> Iterator[None]:
+    """One job at a time, and the next as the first: scores of other settings would choose another best.
 
     Raises:
-        InputError: where another is at it.
+        InputError: where another is at it, or was with other settings.
     """
     lock = FileLock(folder / "lock")
 
@@ -301,6 +311,7 @@ def _locked(folder: Path, world: World) -> Iterator[None]:
 
     world.on_main(acquire)
     try:
+        world.on_main(lambda: agree_on_what_is_asked(folder, what_is_scored(config)))
         yield
     finally:
         if world.is_main:

@@ -38,11 +38,11 @@ def token_confidence(top_logprobs: NDArray[np.float32] | FloatArray) -> FloatArr
     a position must come out the same alone as within a trace.
 
     Raises:
-        ValueError: where a row holds NaN or infinity, or gives nothing.
+        ValueError: where these are no rows, or one holds NaN or infinity, or gives nothing.
     """
-    if top_logprobs.ndim != 2:
-        raise ValueError(f"top logprobs are (tokens, k), not of shape {top_logprobs.shape}")
     logprobs = np.asarray(top_logprobs, dtype=np.float64)
+    if logprobs.ndim != 2:
+        raise ValueError(f"top logprobs are (tokens, k), not of shape {logprobs.shape}")
     given = logprobs > LEAST_LOGPROB
     unusable = np.isnan(logprobs).any(axis=1) | np.isposinf(logprobs).any(axis=1) | ~given.any(axis=1)
     if unusable.any():
@@ -60,8 +60,10 @@ def running_sums(confidences: FloatArray) -> FloatArray:  # (T) -> (T + 1)
     """Sums of the first 0, 1, ..., T confidences, added in order: what a loop over tokens would hold.
 
     Raises:
-        ValueError: where a confidence is no finite number, for all sums after it would be lost.
+        ValueError: where these are not of one trace, or one is no finite number, for all sums after it would be lost.
     """
+    if np.ndim(confidences) != 1:
+        raise ValueError(f"the confidences of a trace are (tokens), not of shape {np.shape(confidences)}")
     lost = ~np.isfinite(confidences)
     if lost.any():
         token = int(lost.argmax())

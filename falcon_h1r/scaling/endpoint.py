@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from falcon_h1r.config_evaluate import EndpointConfig
 from falcon_h1r.data.tokenisation import prompt_text
@@ -44,8 +45,8 @@ class EndpointEngine:
         self.confidence = confidence
         self._streams, self._watch = streams, watch
         config = streams.config
-        names = sorted({station.served.name for station in streams.stations})
-        self.description = f"endpoint ({config.api}): {', '.join(names)} at {', '.join(config.urls)}"
+        self.model_name = streams.stations[0].served.name  # one for all of them
+        self.description = f"endpoint ({config.api}): {self.model_name} at {', '.join(config.urls)}"
         self._prompt = None if tokenizer is None else lru_cache(256)(_renderer(tokenizer))
 
     @property
@@ -147,7 +148,7 @@ def check_endpoint(config: EndpointConfig) -> None:
     if not config.urls:
         raise InputError("evaluate.endpoint.urls is not set: evaluate.engine=endpoint needs at least one server")
     for url in config.urls:
-        if not url.startswith(("http://", "https://")):
+        if not _is_address(url):
             raise InputError(f"evaluate.endpoint.urls: {url} is no address like http://host:port/v1")
     if config.api not in PATHS:
         raise InputError(f"evaluate.endpoint.api={config.api}: has to be one of {', '.join(PATHS)}")
@@ -156,6 +157,14 @@ def check_endpoint(config: EndpointConfig) -> None:
             raise InputError(f"evaluate.endpoint.{name}={getattr(config, name)}: has to be at least 1")
     if config.silent_seconds <= 0 or config.first_pause_seconds < 0:
         raise InputError("evaluate.endpoint: silent_seconds has to be above 0, first_pause_seconds at least 0")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large
+        return False
 
 
 def served_model(server: ModelServer, name: str | None) -> ServedModel:

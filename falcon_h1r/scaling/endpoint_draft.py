@@ -70,7 +70,7 @@ class TraceDraft:
         start = max(ends - settings.window_tokens, 0)
         if settings.partial_window == "wait" and ends < settings.window_tokens:
             return False
-        return (self._sums[ends] - self._sums[start]) / (ends - start) < stop.threshold
+        return (self._sums[ends] - self._sums[start]) / (ends - start) < stop.below
 
     def _add_text(self, piece: Piece) -> None:
         if piece.reasoning:

@@ -17,10 +17,16 @@ GREEDY_INDEX = -1  # of a problem's greedy answer, beside samples 0, 1, ...
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End a trace at the first token whose group's confidence is below `threshold`."""
+    """End a trace at the first token whose group's confidence is below `threshold` by more than the slack."""
 
     threshold: float
     measure: str = "top_k"
+    slack: float = 0.0  # for rounding; see falcon_h1r.scaling.online
+
+    @property
+    def below(self) -> float:
+        """What a group's confidence is compared with."""
+        return self.threshold - self.slack
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Whatever draws the traces asks for the next wave, draws it, and tells of each tr
 
     vote = OnlineVote(settings)
     while wave := vote.next_wave():
-        for trace in draw(wave, vote.threshold):
+        for trace in draw(wave, vote.stop_below):
             vote.ended(trace)
     vote.result()
 
@@ -19,8 +19,12 @@ The paper checks for consensus after every trace, its code draws the whole budge
 ends, `wave_traces` 1 and the budget. Decisions fall between waves only, in the order of the indices, so the result
 does not depend on who ended first: the same traces give the same result in any batch, on any number of ranks.
 
-Where we differ: the code lets a warm-up trace vote only where its own lowest group reaches s. Here every warm-up
-trace votes, for its tokens are paid.
+Where we differ:
+- The same text comes out of two batches with confidences that differ by float32's rounding, and the threshold is often
+  a trace's own lowest group. So a trace is stopped below s less `stop_slack`, which is wider than that rounding: a bare
+  comparison would toss a coin for every later trace of that text.
+- The code lets a warm-up trace vote only where its own lowest group reaches s. Here every warm-up trace votes, for its
+  tokens are paid.
 """
 
 from __future__ import annotations
@@ -32,8 +36,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from falcon_h1r.config_evaluate import ScalingConfig
-from falcon_h1r.scaling.traces import ConfidenceSummary, ScoredTrace
-from falcon_h1r.scaling.voting import Vote, votes_side_by_side, weighted_vote
+from falcon_h1r.scaling.traces import MEASURES, SCORES, ConfidenceSummary, ScoredTrace
+from falcon_h1r.scaling.voting import TIE, Vote, votes_side_by_side, weighted_vote
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +52,32 @@ class OnlineSettings:
     trace_score: str = "lowest_group"
     vote_share: float = 1.0
     consensus_share: float = 0.95
+    stop_slack: float = 0.0  # how far below the threshold a group has to be
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: where a budget, a warm-up or a wave has no trace, a share is none (10 for 10%, say), or a
+                measure or a score is unknown.
+        """
         for name in ("num_traces", "warmup_traces", "wave_traces"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: has to be at least 1")
+        for name in ("keep_share", "vote_share", "consensus_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: a share lies between 0 and 1")
+        if not self.stop_slack >= 0:
+            raise ValueError(f"stop_slack={self.stop_slack}: has to be at least 0")
+        for name, known in (("measure", MEASURES), ("trace_score", SCORES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)}: has to be one of {', '.join(known)}")
 
     @classmethod
     def of(cls, config: ScalingConfig, num_traces: int | None = None) -> OnlineSettings:
         """As configured, with a budget of its own where one is given.
 
         Raises:
-            ValueError: where a budget, a warm-up or a wave has no trace.
+            ValueError: where a setting cannot be.
         """
         return cls(
             num_traces=config.num_traces if num_traces is None else num_traces,
@@ -70,6 +88,7 @@ class OnlineSettings:
             trace_score=config.trace_score,
             vote_share=config.vote_share,
             consensus_share=config.consensus_share,
+            stop_slack=config.stop_slack,
         )
 
 
@@ -101,7 +120,8 @@ def stop_threshold(lowest_groups: list[float], keep_share: float) -> float | Non
     known = [lowest for lowest in lowest_groups if not math.isnan(lowest)]
     if not known or keep_share >= 1.0:
         return None
-    return float(np.percentile(known, 100 * (1 - keep_share)))
+    percent = round(100 * (1 - keep_share), 9)  # 30, not 30.000000000000004, which stops what equals the threshold
+    return float(np.percentile(known, percent))
 
 
 class OnlineVote:
@@ -114,6 +134,11 @@ class OnlineVote:
         self._traces: dict[int, ScoredTrace] = {}
 
     @property
+    def stop_below(self) -> float | None:
+        """The group confidence below which traces of this wave end; None: they run to their ends."""
+        return None if self.threshold is None else self.threshold - self.settings.stop_slack
+
+    @property
     def finished(self) -> bool:
         return not self.next_wave()
 
@@ -122,7 +147,7 @@ class OnlineVote:
         return [index for index in self._wave if index not in self._traces]
 
     def ended(self, trace: ScoredTrace) -> None:
-        """Take in a trace of this wave. One that got below the threshold counts as stopped, at its last token too.
+        """Take in a trace of this wave. One that got below `stop_below` counts as stopped, at its last token too.
 
         (An engine may see the stop token and the fall in the same step, or hear of both in one message.)
 
@@ -134,7 +159,7 @@ class OnlineVote:
             raise ValueError(f"trace {trace.sample_index} is none of those to be drawn now: {self.next_wave()}")
         if self.threshold is None and trace.was_stopped:
             raise ValueError(f"trace {trace.sample_index} was stopped where there is no threshold")
-        if self.threshold is not None and not trace.was_stopped and self._falls_below(trace, self.threshold):
+        if self.stop_below is not None and not trace.was_stopped and self._falls_below(trace, self.stop_below):
             trace = replace(trace, was_stopped=True)
         self._traces[trace.sample_index] = trace
         if len(self._traces) == self._wave.stop:
@@ -173,7 +198,9 @@ class OnlineVote:
             lowest = [self._confidence(trace).lowest_group for trace in self._in_order()]
             self.threshold = stop_threshold(lowest, settings.keep_share)
         vote = self._agreement()
-        if vote.winner is not None and vote.share >= settings.consensus_share:
+        if vote.winner is not None and vote.share >= settings.consensus_share * (
+            1 - TIE
+        ):  # 19 votes of 20 are 95%, of any weight
             return
         self._wave = range(drawn, min(drawn + settings.wave_traces, settings.num_traces))
 

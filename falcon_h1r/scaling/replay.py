@@ -35,7 +35,7 @@ def replay(traces: Sequence[ScoredTrace], settings: OnlineSettings) -> OnlineRes
         raise ValueError("a trace that was stopped cannot be replayed: nobody knows how it would have gone on")
     vote = OnlineVote(settings)
     while wave := vote.next_wave():
-        threshold = vote.threshold  # the last trace of the warm-up sets the next wave's
+        threshold = vote.stop_below  # the last trace of the warm-up sets the next wave's
         for index in wave:
             vote.ended(stopped_below(budget[index], settings.measure, threshold))
     result = vote.result()

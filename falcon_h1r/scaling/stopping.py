@@ -36,7 +36,7 @@ class ConfidenceStops:
         limit = request.max_response_tokens or request.settings.max_response_tokens
         self._make_room(row + 1, limit)
         stop = self.stops.get(request.key)
-        self._thresholds[row] = -np.inf if stop is None else stop.threshold
+        self._thresholds[row] = -np.inf if stop is None else stop.below
         self._by_sampled[row] = stop is not None and stop.measure == SAMPLED
         self._sums[row, 0] = 0.0
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from falcon_h1r.data.tokenisation import encode_prompts
-from falcon_h1r.distributed.watch import Watch
+from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest
 from falcon_h1r.rollout.torch_sampler import TorchSampler
 from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, TraceRequest
@@ -55,7 +55,7 @@ class TorchEngine:
         dtype = str(model.dtype).removeprefix("torch.")
         self.description = f"torch sampler, {name}, {dtype}"
         self._prompts: dict[tuple[str, str, str], Prompt] = {}
-        self._num_under_way = 0
+        self._under_way: set[RolloutKey] = set()
 
     @property
     def free_slots(self) -> int:
@@ -66,17 +66,23 @@ class TorchEngine:
 
         Raises:
             InputError: where a prompt is too long.
-            ValueError: where a request with a stop comes to an engine that does not measure what it stops by.
+            ValueError: where a key is there already, or a request with a stop comes to an engine that does not measure
+                what it stops by.
         """
-        wanted = []
+        wanted, stops, present = [], {}, set(self._under_way)
         for request in requests:
+            if request.key in present:
+                raise ValueError(f"{request.key} is under way already")
+            present.add(request.key)
             if request.stop is not None:
                 if self._stops is None or request.stop.measure not in self._stops.settings.measures:
                     raise ValueError(f"{request.key}: this engine does not measure {request.stop.measure!r}")
-                self._stops.stops[request.key] = request.stop
+                stops[request.key] = request.stop
             wanted.append(RolloutRequest(self._prompt_of(request), request.sample_index, request.settings))
-        self._num_under_way += len(wanted)
+        if self._stops is not None:
+            self._stops.stops.update(stops)
         self.sampler.submit(wanted)
+        self._under_way = present
 
     def _prompt_of(self, request: TraceRequest) -> Prompt:
         known = request.problem.uid, request.question, request.system_prompt
@@ -94,9 +100,13 @@ class TorchEngine:
     @torch.no_grad()
     def advance(self) -> list[DrawnTrace]:
         """See `TraceEngine.advance`."""
-        while self._num_under_way:
-            if rollouts := self.sampler.advance(self._look_tokens):
-                return self._drawn(rollouts)
+        try:
+            while self._under_way:
+                if rollouts := self.sampler.advance(self._look_tokens):
+                    return self._drawn(rollouts)
+        except StopRequested:
+            self._under_way.clear()
+            raise
         return []
 
     def abort(self, keys: Collection[RolloutKey] | None = None) -> list[DrawnTrace]:
@@ -104,7 +114,7 @@ class TorchEngine:
         return self._drawn(self.sampler.abort(keys))
 
     def _drawn(self, rollouts: list[Rollout]) -> list[DrawnTrace]:
-        self._num_under_way -= len(rollouts)
+        self._under_way -= {(rollout.problem_uid, rollout.sample_index) for rollout in rollouts}
         return [
             DrawnTrace(
                 problem_uid=rollout.problem_uid,

@@ -36,7 +36,7 @@ def scripted_trace(request: TraceRequest) -> DrawnTrace:
     reason = "length" if num_tokens == settings.max_response_tokens else "stop"
     if request.stop is not None:
         summary = summarise(confidences[request.stop.measure], WINDOW, "mean")
-        if (cut := summary.tokens_until_below(request.stop.threshold)) is not None:
+        if (cut := summary.tokens_until_below(request.stop.below)) is not None:
             confidences = {name: values[:cut] for name, values in confidences.items()}
             num_tokens, reason = cut, "confidence"
     return DrawnTrace(*request.key, f"tokens {num_tokens}, answer {answer}", num_tokens, reason, confidences)

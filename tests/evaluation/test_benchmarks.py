@@ -344,6 +344,8 @@ def test_only_names_benchmarks_that_there_are(every_benchmark: Config) -> None:
     config = copy.deepcopy(every_benchmark)
     config.evaluate.only = ["aime26"]
     assert refused(config).startswith("evaluate.only=aime26: no such benchmark (there are: aime24, aime25, ")
+    config.evaluate.benchmarks = {}
+    assert refused(config) == "evaluate.only=aime26: no such benchmark (there are: none)"
 
 
 def test_what_is_bridged_alone_is_refused_with_its_command(every_benchmark: Config, tmp_path: Path) -> None:

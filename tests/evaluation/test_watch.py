@@ -214,7 +214,8 @@ def test_every_checkpoint_is_scored_once_and_the_job_ends_with_the_run(
         ("watch", 6, 0.5, 7),
     ]
     assert same_weights(evaluation.weights[6], load_file(run / "model" / "model.safetensors"))
-    assert sorted(path.name for path in (run / "watch").iterdir()) == [
+    asked, *found = sorted(path.name for path in (run / "watch").iterdir())
+    assert asked.startswith("asked-") and found == [
         "metrics.jsonl",
         "step_000002",
         "step_000004",
@@ -339,6 +340,19 @@ def test_the_best_by_the_runs_own_setting_is_marked_and_its_weights_stay(make_ru
     assert read_best(run / CHECKPOINTS, "watch_pass_at_1") == BestMark("watch_pass_at_1", 4, 0.7)
     best = load_file(run / "watch" / "best_model" / "model.safetensors")
     assert same_weights(best, evaluation.weights[4])
+
+
+def test_a_restart_scores_with_the_settings_of_the_first(make_run: Callable[..., Path]) -> None:
+    """Another number of problems would choose another best; slots and patience are free."""
+    run = make_run(finish=False)
+    config = watching_config(run, idle_minutes=0.0)
+    watch(config, ALONE, Evaluation())
+    config.evaluate.num_problems = 7
+    with pytest.raises(InputError, match=r"evaluate\.num_problems=7: .* begun with 256"):
+        watch(config, ALONE, Evaluation())
+    config.evaluate.num_problems, config.evaluate.max_slots = 256, 3
+    watch(config, ALONE, Evaluation())
+    assert [row["step"] for row in rows_of(run)] == [2, 4, 6]
 
 
 def test_a_metric_that_the_evaluation_lacks_is_named(make_run: Callable[..., Path]) -> None:

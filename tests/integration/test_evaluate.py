@@ -128,19 +128,34 @@ def test_differences_to_another_evaluation_are_paired(once: Path, coins: Path, m
     assert {found["value"] for found in summary["differences"].values()} == {0.0}
     with pytest.raises(InputError, match=r"compare_with=.*has 5 problems, 5 of them among the 6 there"):
         run(tmp_path / "fewer", coins, model, f"evaluate.compare_with={once}", "evaluate.num_problems=5")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match=r"compare_with=.*pipeline holds no samples\.jsonl"):
+        run(tmp_path / "of_one", coins, model, f"evaluate.compare_with={tmp_path / 'pipeline'}")
 
 
 def test_benchmarks_have_folders_and_a_summary_over_all(once: Path, coins: Path, model: Path, tmp_path: Path) -> None:
     one = f"{{data: {{path: {coins}, answer_after: '####'}}, num_samples: 2, max_response_tokens: 8, num_traces: 0}}"
     other = (
-        f"{{data: {{path: {coins}, answer_after: '####'}}, num_samples: 1, max_response_tokens: 8, num_problems: 3}}"
+        f"{{data: {{path: {coins}, answer_after: '####'}}, num_samples: 1, max_response_tokens: 8, num_problems: 3, "
+        "reference_score: 88.1}"
     )
-    config = run(tmp_path, coins, model, f"+evaluate.benchmarks={{one: {one}, other: {other}}}")
+    groups = "{whole: {benchmarks: [one], reference_score: 50}, cut: {benchmarks: [one, other], reference_score: 60}}"
+    benchmarks = f"+evaluate.benchmarks={{one: {one}, other: {other}}}"
+    config = run(tmp_path, coins, model, benchmarks, f"+evaluate.groups={groups}")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary["benchmarks"]) == ["one", "other"] == list(config.evaluate.benchmarks)
     assert [(tmp_path / name / "online.jsonl").exists() for name in ("one", "other")] == [False, True]
     assert json.loads((tmp_path / "other" / "summary.json").read_text())["num_problems"] == 3
     assert (tmp_path / "page.html").is_file() and (tmp_path / "one" / "page.html").is_file()
+    # What is published stands in the summary alone, and beside no score of a few problems.
+    assert summary["benchmarks"]["other"]["reference_score"] == 88.1
+    assert "reference" not in (tmp_path / "metrics.jsonl").read_text()
+    assert any(note.startswith("the first 3 of ") for note in summary["benchmarks"]["other"]["notes"])
+    whole, cut = summary["groups"]
+    assert whole["ours"] == 100 * summary["benchmarks"]["one"]["pass_at_1"] and whole["reference"] == 50
+    assert (cut["ours"], cut["num_run"], cut["num_all"]) == (None, 1, 2)
+    assert str(model) in summary["engine"]
 
 
 def test_a_prompt_beyond_the_limit_is_refused_before_anything_is_drawn(

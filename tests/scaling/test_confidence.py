@@ -218,3 +218,10 @@ def test_a_group_equal_to_the_threshold_goes_on() -> None:
     summary = summarise(np.array([3.0, 2.0, 1.0]), 1, "mean")
     assert summary.tokens_until_below(2.0) == 3
     assert summary.tokens_until_below(1.0) is None
+
+
+def test_what_is_not_of_one_trace_is_refused_and_lists_are_arrays() -> None:
+    """Two traces at once would be summed as one."""
+    assert token_confidence([[-1.0, -2.0]]).tolist() == [1.5]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\(tokens\), not of shape \(2, 3\)"):
+        group_confidence(np.ones((2, 3)), 2, "mean")

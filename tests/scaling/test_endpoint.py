@@ -554,6 +554,8 @@ def test_logprobs_that_are_no_numbers_are_a_lost_answer(start: Starts, opens: Op
     [
         ({"urls": []}, "urls is not set"),
         ({"urls": ["localhost:8000"]}, "urls: localhost:8000 is no address"),
+        ({"urls": ["http://localhost:8000x/v1"]}, "urls: http://localhost:8000x/v1 is no address"),
+        ({"urls": ["http:///v1"]}, "urls: http:///v1 is no address"),
         ({"urls": ["http://127.0.0.1:9/v1"]}, "urls: a server is not up: http://127.0.0.1:9/v1/models"),
         ({"api": "responses"}, "api=responses"),
         ({"max_in_flight": 0}, "max_in_flight=0"),

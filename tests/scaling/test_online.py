@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def run(traces: list[ScoredTrace], settings: OnlineSettings, seed: int | None = 
     while wave := vote.next_wave():
         if seed is not None:
             random.Random(seed).shuffle(wave)
-        threshold = vote.threshold
+        threshold = vote.stop_below
         for index in wave:
             vote.ended(cut_at(traces[index], threshold))
     return vote.result()
@@ -81,7 +83,7 @@ def test_waves_are_drawn_in_the_order_of_their_indices() -> None:
     vote, waves = OnlineVote(replace(SETTINGS, wave_traces=3)), []
     while wave := vote.next_wave():
         waves.append(wave)
-        threshold = vote.threshold
+        threshold = vote.stop_below
         for index in wave:
             vote.ended(cut_at((WARMUP + LATER)[index], threshold))
     assert waves == [[0, 1, 2, 3], [4, 5, 6], [7]]
@@ -124,6 +126,34 @@ def test_sixteen_traces_at_the_default_keep_the_top_tenth() -> None:
     assert stop_threshold([float(value) for value in range(1, 17)], 0.1) == pytest.approx(14.5, abs=1e-12)
 
 
+@pytest.mark.parametrize(("keep_share", "place"), [(0.9, 1), (0.8, 2), (0.7, 3), (0.4, 6), (0.3, 7), (0.1, 9)])
+def test_a_percentile_that_is_a_traces_own_is_exactly_that(keep_share: float, place: int) -> None:
+    """A trace as sure as that is not stopped: 1 - 0.7 is a little more than 0.3, and must not show."""
+    lowest = sorted(np.random.default_rng(1).uniform(10, 20, 11).tolist())
+    assert stop_threshold(lowest, keep_share) == lowest[place]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("keep_share", 10), ("vote_share", -0.1), ("consensus_share", 95), ("measure", "entropy")]
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        OnlineSettings(num_traces=8, **{name: value})
+
+
+def test_rounding_does_not_choose_among_equals_of_the_threshold() -> None:
+    """Later traces of the text that set the threshold, drawn in two batches: each with rounding errors of its own."""
+    settings = replace(SETTINGS, num_traces=40, keep_share=0.0, stop_slack=1e-5)
+    kept = []
+    for seed in (0, 1):
+        noise = np.random.default_rng(seed).uniform(-1e-6, 1e-6, (40, 3))
+        clean = [(9.0, 7.0, 8.0) if index % 2 else (9.0, 5.0, 8.0) for index in range(40)]
+        answers = "ab" * 20
+        traces = [trace(i, answers[i], *(clean[i] + noise[i])) for i in range(40)]
+        kept.append([t.sample_index for t in run(traces, settings).traces if not t.was_stopped])
+    assert kept[0] == kept[1] == [0, 1, 2, 3, *range(5, 40, 2)]
+
+
 def test_keeping_all_stops_nothing() -> None:
     unsure = [trace(index, "a", 0.25, 0.25) for index in range(4, 8)]
     result = run(WARMUP + unsure, replace(SETTINGS, keep_share=1.0))
@@ -162,6 +192,20 @@ def test_agreement_at_the_share_exactly_is_consensus() -> None:
     split = [replace(t, answer=answer) for t, answer in zip(WARMUP, "abab", strict=True)]
     assert run(split + LATER, replace(SETTINGS, consensus_share=0.6)).num_traces == 4
     assert run(split + LATER, replace(SETTINGS, consensus_share=0.61)).num_traces > 4
+
+
+def test_nineteen_votes_of_twenty_are_95_percent_whatever_they_weigh() -> None:
+    """11 of these 5,000 weights round to a share below 0.95."""
+    weights = np.random.default_rng(0).uniform(0.1, 30.0, 5000).tolist()
+    rounded = [each for each in weights if math.fsum([each] * 19) / math.fsum([math.fsum([each] * 19), each]) < 0.95]
+    assert rounded
+    settings = OnlineSettings(num_traces=21, warmup_traces=20, wave_traces=1, consensus_share=0.95)
+    for weight in rounded:
+        vote = OnlineVote(settings)
+        traces = [trace(index, "a", weight) for index in range(20)]
+        for each in [replace(traces[0], answer="b"), *traces[1:]]:
+            vote.ended(each)
+        assert vote.finished, weight
 
 
 def test_consensus_is_looked_for_between_waves_by_the_configured_score() -> None:
@@ -255,7 +299,7 @@ def test_a_trace_that_was_not_measured_is_refused() -> None:
 def test_settings_are_the_configs_with_a_budget_of_their_own() -> None:
     config = ScalingConfig(num_traces=64, keep_share=0.9, measure="sampled", trace_score="tail", wave_traces=4)
     assert OnlineSettings.of(config) == OnlineSettings(
-        num_traces=64, keep_share=0.9, measure="sampled", trace_score="tail", wave_traces=4
+        num_traces=64, keep_share=0.9, measure="sampled", trace_score="tail", wave_traces=4, stop_slack=1e-5
     )
     assert OnlineSettings.of(config, 12).num_traces == 12
     assert OnlineSettings.of(config).consensus_share == config.consensus_share == 0.95

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from falcon_h1r.distributed.watch import StopRequested, Watch
 from falcon_h1r.rollout.sampler import SamplingSettings
 from falcon_h1r.scaling.confidence import group_confidence, summarise, token_confidence
 from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, Stop, TraceEngine, TraceRequest
@@ -118,3 +119,29 @@ def test_what_the_engine_cannot_do_is_refused(tiny_model, tokenizer) -> None:
     assert drawn(blind, requests(None)[:1])[requests(None)[0].key].confidences == {}
     with pytest.raises(InputError, match=r"evaluate.limits.prompt_tokens=3: problem .* tokens"):
         engine_of(tiny_model, tokenizer, max_prompt_tokens=3).submit(requests(None))
+
+
+def test_a_key_that_is_there_is_refused_and_what_was_under_way_ends(whole, tiny_model, tokenizer) -> None:
+    engine = engine_of(tiny_model, tokenizer)
+    wanted = requests(None)
+    engine.submit(wanted[:2])
+    with pytest.raises(ValueError, match="under way already"):
+        engine.submit([wanted[2], wanted[0]])
+    found = {}
+    while ended := engine.advance():
+        found |= {trace.key: trace for trace in ended}
+    assert {key: trace.text for key, trace in found.items()} == {
+        request.key: whole[request.key].text for request in wanted[:2]
+    }
+
+
+def test_after_a_stop_of_the_run_nothing_is_under_way(tiny_model, tokenizer) -> None:
+    class Stopping(Watch):
+        def check(self) -> None:
+            raise StopRequested("stopped")
+
+    engine = engine_of(tiny_model, tokenizer, watch=Stopping())
+    engine.submit(requests(None))
+    with pytest.raises(StopRequested):
+        engine.advance()
+    assert engine.advance() == []
