@@ -89,6 +89,7 @@ def test_a_stop_reaches_a_main_thread_that_python_cannot_interrupt(ranks: Superv
     assert ranks.statuses() == [75, 75]
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_one_that_has_stopped_ends_with_it(ranks: SupervisedRanks) -> None:
     def work(world: World) -> None:
         (ranks.folder / "under_way").touch()

@@ -78,6 +78,7 @@ def test_a_broken_row_is_named_by_its_number(broken: str, expected: str, tmp_pat
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+@pytest.mark.slow
 def test_a_pipeline_on_ones_own_traces_asks_for_problems_too(traces: Path, tmp_path: Path) -> None:
     source = f"+curate.sources={{own:{{path:{traces},reasoning_field:reasoning}}}}"
     options = [source, f"run_dir={tmp_path / 'run'}"]

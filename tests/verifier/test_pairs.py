@@ -37,6 +37,7 @@ def test_no_adversarial_answer_is_accepted(verdicts: dict[str, bool]) -> None:
     assert [row["id"] for row in adversarial if verdicts[row["id"]] != row["expected"]] == []
 
 
+@pytest.mark.slow
 def test_which_side_is_the_gold_matters_only_for_long_decimals_and_equations(verdicts: dict[str, bool]) -> None:
     rows = [row for row in LABELLED if row["kind"] != "adversarial"]
     answers = [extract_boxed(row["prediction"]) or "" for row in rows]

@@ -58,7 +58,10 @@ def surroundings(tmp_path: Path, code_verifier: CodeVerifier) -> Iterator[Simple
     assert [list(folder.iterdir()) for folder in scratch_folders(code_verifier)] == [[], []]
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+SLEEPERS = ("thread bomb", "a thread that never ends")  # as "endless sleep", they wait out the deadline
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLEEPERS)) for n in ATTACKS])
 def test_an_attack_is_not_rewarded_and_leaves_nothing(
     name: str, code_verifier: CodeVerifier, surroundings: SimpleNamespace
 ) -> None:
