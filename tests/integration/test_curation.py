@@ -100,6 +100,7 @@ def test_an_array_of_jobs_and_its_merge_are_the_whole(corpus: list[str], tmp_pat
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @NEEDS_SHARED
 def test_verdicts_on_four_models_solutions_are_their_authors(tmp_path: Path) -> None:
     curate(

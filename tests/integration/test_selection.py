@@ -118,6 +118,7 @@ def test_prompts_that_do_not_fit_are_dropped(coins: Path, tosser: Path, tmp_path
     assert rows(tmp_path / "rl.jsonl") == []
 
 
+@pytest.mark.slow
 def test_stopped_at_some_moments_it_ends_as_if_it_never_was(
     coins: Path, tosser: Path, selected: Path, tmp_path: Path
 ) -> None:

@@ -366,7 +366,10 @@ def _child(ending: str, count: int = 3_000) -> tuple[subprocess.Popen[str], list
     return child, [int(pid) for pid in child.stdout.readline().split()]
 
 
-@pytest.mark.parametrize("ending", ["raise SystemExit(0)", "[verifier.submit(*pair) for pair in zip(*slow)]"])
+@pytest.mark.parametrize(
+    "ending",
+    ["raise SystemExit(0)", pytest.param("[verifier.submit(*pair) for pair in zip(*slow)]", marks=pytest.mark.slow)],
+)
 def test_an_interpreter_that_exits_takes_its_workers_along(ending: str) -> None:
     child, pids = _child(ending)
     _, errors = child.communicate(timeout=PATIENCE)

@@ -141,7 +141,8 @@ def test_what_was_judged_is_kept_and_the_rest_is_made_up_for(tmp_path: Path, pai
     assert "mislabelled" not in (tmp_path / "page.md").read_text(), "the label that counts is the file's"
 
 
-@pytest.mark.parametrize("change", ["another gold", pytest.param("a pair less", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["another gold", "a pair less"])
 def test_verdicts_on_other_pairs_are_not_mixed_in(tmp_path: Path, pairs_file: Path, change: str) -> None:
     run_recipe(tmp_path, pairs_file)
     before = (tmp_path / "page.jsonl").read_text()
