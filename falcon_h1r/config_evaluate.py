@@ -24,9 +24,7 @@ class BenchmarkConfig:
     greedy: bool = False  # one greedy answer beside the samples
     leave_out_families: list[str] = field(default_factory=list)  # of data.family_field; how many is said at the start
     num_traces: Optional[int] = None  # budget of online DeepConf; null: scaling.num_traces
-    bridge: Optional[str] = (
-        None  # the command that runs it, as it needs a judge or an agent; {url}, {model}: endpoint's
-    )
+    bridge: Optional[str] = None  # the command that runs it elsewhere; {url} and {model} are the endpoint's
     reference_score: Optional[float] = None  # published, in percent: shown beside ours, never as ours
     reference_scaled_score: Optional[float] = None  # published, with DeepConf over 512 traces a problem
     reference_scaled_tokens: Optional[int] = None  # generated for that score, stopped traces included
