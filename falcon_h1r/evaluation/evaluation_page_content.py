@@ -118,7 +118,7 @@ def score_row(part: Part) -> dict[str, Any]:
     """One line of the table: ours with intervals, what it cost, and what is published."""
     summary = part.summary
     headline = "pass_at_1" if summary.get("pass_at_1") is not None else "greedy"
-    votes = [key for key in summary if key.startswith("maj_at_") and not key.endswith("_interval")]
+    most_votes = _most_votes(summary)
     num_problems = summary.get("num_problems")
     num_samples = summary.get("num_samples")
     scaled = _measured(part)
@@ -129,8 +129,8 @@ def score_row(part: Part) -> dict[str, Any]:
         "num_problems": num_problems,
         "ours": _estimate(summary, headline),
         "greedy": _estimate(summary, "greedy"),
-        "majority_name": votes[-1].replace("_at_", "@") if votes else None,
-        "majority": _estimate(summary, votes[-1]) if votes else None,
+        "majority_name": f"maj@{most_votes['k']}" if most_votes else None,
+        "majority": Interval(*(most_votes[part] for part in ("value", "low", "high"))) if most_votes else None,
         "scaled": scaled,
         "tokens_per_answer": summary.get("mean_response_tokens"),
         "tokens_per_correct": summary.get("tokens_per_correct"),
@@ -140,6 +140,12 @@ def score_row(part: Part) -> dict[str, Any]:
         "reference_scaled_tokens": _tokens(summary.get("reference_scaled_tokens")),
         "bridge": summary.get("bridge"),
     }
+
+
+def _most_votes(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The majority of as many samples as the curve has: what a budget of so many traces is held against."""
+    curve = [point for point in (summary.get("curves") or {}).get("maj_at_k", ()) if point["k"] > 1]
+    return curve[-1] if curve else None
 
 
 def notes_of(part: Part) -> list[str]:

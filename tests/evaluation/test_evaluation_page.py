@@ -20,6 +20,7 @@ from falcon_h1r.evaluation.charts import RIGHT, WRONG, Interval
 from falcon_h1r.evaluation.evaluation_page import write_page
 from falcon_h1r.evaluation.evaluation_page_browser import Shelf, browser_data, script_json, shares_of
 from falcon_h1r.evaluation.evaluation_page_charts import CostSeries, Values, cost_chart, distribution_chart, token_tick
+from falcon_h1r.evaluation.evaluation_page_content import Part, score_row
 from falcon_h1r.evaluation.metrics import differences, summarise
 from falcon_h1r.evaluation.report import write_report
 from falcon_h1r.evaluation.scaling_curves import scaling_summary
@@ -336,3 +337,10 @@ def test_any_range_of_lengths_has_ticks_to_read(values: list[float]) -> None:
 @pytest.mark.parametrize(("tokens", "text"), [(950, "950"), (12_000, "12k"), (89_800_000, "89.8M"), (2.5e9, "2.5G")])
 def test_tokens_are_written_short(tokens: float, text: str) -> None:
     assert token_tick(tokens) == text
+
+
+def test_the_majority_shown_is_that_of_the_most_votes() -> None:
+    points = [{"k": k, "value": k / 100, "low": 0.0, "high": 1.0} for k in (1, 8, 32)]
+    row = score_row(Part("name", {"pass_at_1": 0.5, "maj_at_8": 0.08, "curves": {"maj_at_k": points}}))
+    assert (row["majority_name"], row["majority"]) == ("maj@32", Interval(0.32, 0.0, 1.0))
+    assert score_row(Part("name", {"curves": {"maj_at_k": points[:1]}}))["majority"] is None
