@@ -8,7 +8,7 @@ from falcon_h1r.types import InputError
 
 BENCHMARK_KINDS = (
     *("quickstart", "model", "verifier", "distributed", "plan", "checkpoint", "curation", "packing"),
-    *("rollouts", "grpo_step", "long_tail", "ablations", "throughput", "scaling"),
+    *("rollouts", "grpo_step", "long_tail", "ablations", "throughput", "scaling", "intervals"),
 )
 BENCHMARK_PARTS = ("scan", "scan_alone", "model", "lengths", "row", "loss")  # of suite=model
 BENCHMARK_LAYOUTS = ("one", "eight", "mixed")

@@ -12,6 +12,7 @@
     python recipes/benchmark.py suite=packing
     python recipes/benchmark.py suite=rollouts
     python recipes/benchmark.py suite=throughput
+    python recipes/benchmark.py suite=intervals
     python recipes/benchmark.py suite=scaling benchmark.runs=[runs/quickstart]
 
 The first pools finished quickstart runs of several seeds. The second measures scan, model, long rows and loss against
@@ -20,7 +21,8 @@ labelled pairs by our verifier and by Math-Verify, which PYTHON has. The next co
 layout of ranks and ZeRO stages, or holds the plan's memory to measured peaks. Then come what saving costs, what
 curation takes and survives, how full rows and how even ranks are over an epoch of the recipe's size, and how fast
 rollouts are drawn beside transformers' generate (suite=rollouts_gpu: the 7B on a GPU). suite=throughput draws
-given lengths at given batch sizes, on any model and engine. The last is DeepConf's table: accuracy, tokens and time.
+given lengths at given batch sizes, on any model and engine. suite=intervals
+simulates benchmarks whose truth is known. The last is DeepConf's table: accuracy, tokens and time.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
     from falcon_h1r.benchmark.checkpoint import run_checkpoint_suite
     from falcon_h1r.benchmark.curation import run_curation_suite
     from falcon_h1r.benchmark.grpo_step import run_grpo_step_suite
+    from falcon_h1r.benchmark.intervals import run_intervals_suite
     from falcon_h1r.benchmark.layouts_page import run_layouts_suite
     from falcon_h1r.benchmark.long_tail import run_long_tail_suite
     from falcon_h1r.benchmark.packing import run_packing_suite
@@ -109,6 +112,8 @@ def benchmark(config: Config, folder: Path, world: World) -> None:
         run_rollouts_suite(config, folder, world)
     elif config.benchmark.kind == "scaling":
         run_scaling_suite(config, folder, world)
+    elif config.benchmark.kind == "intervals":
+        run_intervals_suite(config, folder, world)
     elif config.benchmark.kind == "throughput":
         run_throughput_suite(config, folder, world)
     elif config.benchmark.kind == "plan":

@@ -26,10 +26,10 @@ from falcon_h1r.evaluation.benchmarks import tasks_of
 from falcon_h1r.evaluation.engines import open_engine, what_draws_and_judges
 from falcon_h1r.evaluation.evaluate import evaluate_tasks, finish_task, light_rows
 from falcon_h1r.evaluation.merge import SAMPLES_FILE
+from falcon_h1r.evaluation.rows import confidence_of
 from falcon_h1r.evaluation.scaling_curves import scaling_summary
 from falcon_h1r.evaluation.tasks import Task
-from falcon_h1r.scaling.confidence import summarise
-from falcon_h1r.scaling.engine import DrawnTrace, Stop, TraceEngine, TraceRequest
+from falcon_h1r.scaling.engine import DrawnTrace, TraceEngine, TraceRequest
 from falcon_h1r.scaling.online import OnlineSettings, OnlineVote
 from falcon_h1r.scaling.traces import ScoredTrace
 from falcon_h1r.tracking import Tracker
@@ -137,11 +137,8 @@ def timed(config: Config, folder: Path, world: World, tracker: Tracker) -> dict[
 def draw(engine: TraceEngine, task: Task, scaling: ScalingConfig | None) -> int:
     """Tokens drawn for the vote on every problem. None: every trace to its end, in one wave."""
     budget = task.settings.num_samples
-    if scaling is None:
-        whole = ScalingConfig(warmup_traces=budget, keep_share=1.0)
-        votes = {problem.uid: OnlineVote(OnlineSettings.of(whole, budget)) for problem in task.problems}
-    else:
-        votes = {problem.uid: OnlineVote(OnlineSettings.of(scaling, budget)) for problem in task.problems}
+    settings = OnlineSettings.of(scaling or ScalingConfig(warmup_traces=budget), budget)
+    votes = {problem.uid: OnlineVote(settings) for problem in task.problems}
     problems = {problem.uid: problem for problem in task.problems}
     for problem in task.problems:
         engine.submit(_wave(task, problem, votes[problem.uid]))
@@ -160,20 +157,14 @@ def draw(engine: TraceEngine, task: Task, scaling: ScalingConfig | None) -> int:
 
 
 def _wave(task: Task, problem: Problem, vote: OnlineVote) -> Sequence[TraceRequest]:
-    settings, threshold = vote.settings, vote.threshold
-    stop = None if threshold is None else Stop(threshold, settings.measure, settings.stop_slack)
     return [
-        TraceRequest(problem, index, task.settings, task.system_prompt, task.prompt, stop) for index in vote.next_wave()
+        TraceRequest(problem, index, task.settings, task.system_prompt, task.prompt, vote.stop)
+        for index in vote.next_wave()
     ]
 
 
 def _scored(engine: TraceEngine, trace: DrawnTrace) -> ScoredTrace:
-    settings = engine.confidence
-    assert settings is not None
     was_stopped = trace.stop_reason == "confidence"
-    confidence = {
-        measure: summarise(values, settings.window_tokens, settings.partial_window)
-        for measure, values in trace.confidences.items()
-    }
     answer = None if was_stopped else canonical_answer(trace.text, True, ())
+    confidence = confidence_of(trace, engine.confidence)
     return ScoredTrace(trace.sample_index, answer, trace.num_tokens, was_stopped, confidence)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from falcon_h1r.evaluation.intervals import Estimate, estimate_mean, estimate_means, paired_difference, point
+from falcon_h1r.evaluation.intervals import estimate_mean, estimate_means, paired_difference, point
 from falcon_h1r.types import DIFFICULTIES
 
 BoolArray = NDArray[np.bool_]
@@ -70,21 +70,6 @@ def maj_at_k_by_problem(answers: IntArray, correct: BoolArray, k: int) -> FloatA
 def ks_of_curves(num_samples: int) -> list[int]:
     """1, 2, 4, ... and the number of samples."""
     return [*(2**power for power in range((num_samples - 1).bit_length())), num_samples]
-
-
-def pass_at_1(correct: BoolArray, seed: int) -> Estimate:
-    """Mean over a problem's n samples, averaged over problems. correct: (P, n)."""
-    return estimate_mean(pass_at_k_by_problem(correct, 1), seed)
-
-
-def pass_at_k(correct: BoolArray, k: int, seed: int) -> Estimate:
-    """The unbiased pass@k. correct: (P, n)."""
-    return estimate_mean(pass_at_k_by_problem(correct, k), seed)
-
-
-def greedy_accuracy(correct: BoolArray, seed: int) -> Estimate:
-    """Accuracy of the one greedy response of each problem. correct: (P)."""
-    return estimate_mean(correct.astype(np.float64), seed)
 
 
 # ------------------------------------------------------------------------------------------------------------

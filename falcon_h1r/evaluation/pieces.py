@@ -14,7 +14,7 @@ from falcon_h1r.config_evaluate import ScalingConfig
 from falcon_h1r.evaluation.rows import scored_trace
 from falcon_h1r.evaluation.store import GREEDY, ONLINE, SAMPLES, RowKey, Store
 from falcon_h1r.evaluation.tasks import Task
-from falcon_h1r.scaling.engine import GREEDY_INDEX, ConfidenceSettings, Stop, TraceRequest
+from falcon_h1r.scaling.engine import GREEDY_INDEX, ConfidenceSettings, TraceRequest
 from falcon_h1r.scaling.online import OnlineSettings, OnlineVote
 from falcon_h1r.types import Problem, content_hash, to_row
 
@@ -73,10 +73,9 @@ def missing_of(piece: Piece, task: Task, scaling: ScalingConfig, store: Store) -
     if piece.keys:
         return [wanted_sample(piece, key, task) for key in piece.keys if key not in store]
     vote = replayed(store.online.get(piece.problem.uid, {}), scaling, task.num_traces)
-    stop = None if vote.threshold is None else Stop(vote.threshold, scaling.measure, scaling.stop_slack)
     settings = replace(task.settings, temperature=scaling.temperature, top_p=scaling.top_p)
     # The seeds of samples: of one temperature they are the same traces, and the same replayed.
-    request = TraceRequest(piece.problem, 0, settings, task.system_prompt, task.prompt, stop)
+    request = TraceRequest(piece.problem, 0, settings, task.system_prompt, task.prompt, vote.stop)
     return [
         Wanted(piece, RowKey(ONLINE, piece.problem.uid, index), replace(request, sample_index=index))
         for index in vote.next_wave()

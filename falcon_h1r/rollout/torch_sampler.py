@@ -88,7 +88,7 @@ class TorchSampler:
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
         self._running = Running(tokenizer, stop_ids, model.config.vocab_size, overseer)
         self._num_overseen = 0 if overseer is None else overseer.num_top_logprobs
-        self._burst_steps = BURST_STEPS.get(model.device.type, 1)
+        self.burst_steps = BURST_STEPS.get(model.device.type, 1)
         self._num_submitted = self._num_groups = 0
         self.use_graphs = use_graphs
         self._graphs: DecodeGraphs | None = None
@@ -121,6 +121,11 @@ class TorchSampler:
         self._running.is_stop[:] = False
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, waits, or has ended and was not returned yet."""
+        return not (self._running.slots or self._waiting or self._ended)
+
+    @property
     def free_slots(self) -> int:
         return max(0, self.max_slots - len(self._running) - len(self._waiting))
 
@@ -128,14 +133,17 @@ class TorchSampler:
         """See `Sampler.submit`.
 
         Raises:
-            ValueError: where a request's problem and sample are in the sampler already.
+            ValueError: where a request's problem and sample are in the sampler already; none of them is taken then.
         """
-        previous: RolloutRequest | None = None
+        requests, keys = list(requests), set(self._keys)
         for request in requests:
-            if request.key in self._keys:
+            if request.key in keys:
                 sample, problem = request.sample_index, request.prompt.problem_uid
                 raise ValueError(f"sample {sample} of {problem} is being drawn already")
-            self._keys.add(request.key)
+            keys.add(request.key)
+        self._keys = keys
+        previous: RolloutRequest | None = None
+        for request in requests:
             together = previous is not None and previous.prompt == request.prompt
             if not together or request.partial is not None or (previous is not None and previous.partial is not None):
                 self._num_groups += 1
@@ -178,7 +186,7 @@ class TorchSampler:
     def generate(self, prompts: Sequence[Prompt], settings: SamplingSettings) -> list[Rollout]:
         """See `Sampler.generate`. What was submitted before goes on meanwhile."""
         self._is_stale = True  # the trainer may have moved the weights that it shares
-        rollouts, others = draw_all(self, prompts, settings, self._burst_steps)
+        rollouts, others = draw_all(self, prompts, settings, self.burst_steps)
         self._ended = others + self._ended
         return rollouts
 
@@ -207,7 +215,7 @@ class TorchSampler:
             self._logits = self._step(self._newest)
             self._newest = None
         self._admit()
-        num_steps = 1 if self._running.have_stop_strings else min(most_steps, self._burst_steps)
+        num_steps = 1 if self._running.have_stop_strings else min(most_steps, self.burst_steps)
         burst = self._draw(num_steps)
         ended = self._running.drew(burst)
         released = self._release(list(ended))

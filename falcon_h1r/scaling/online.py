@@ -11,7 +11,7 @@ Whatever draws the traces asks for the next wave, draws it, and tells of each tr
 
     vote = OnlineVote(settings)
     while wave := vote.next_wave():
-        for trace in draw(wave, vote.stop_below):
+        for trace in draw(wave, vote.stop):
             vote.ended(trace)
     vote.result()
 
@@ -36,6 +36,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from falcon_h1r.config_evaluate import ScalingConfig
+from falcon_h1r.scaling.engine import Stop
 from falcon_h1r.scaling.traces import MEASURES, SCORES, ConfidenceSummary, ScoredTrace
 from falcon_h1r.scaling.voting import TIE, Vote, votes_side_by_side, weighted_vote
 
@@ -134,9 +135,16 @@ class OnlineVote:
         self._traces: dict[int, ScoredTrace] = {}
 
     @property
+    def stop(self) -> Stop | None:
+        """Where traces of this wave end; None: they run to their ends."""
+        if self.threshold is None:
+            return None
+        return Stop(self.threshold, self.settings.measure, self.settings.stop_slack)
+
+    @property
     def stop_below(self) -> float | None:
-        """The group confidence below which traces of this wave end; None: they run to their ends."""
-        return None if self.threshold is None else self.threshold - self.settings.stop_slack
+        """The group confidence below which that is."""
+        return None if self.stop is None else self.stop.below
 
     @property
     def finished(self) -> bool:

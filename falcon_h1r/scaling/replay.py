@@ -179,7 +179,6 @@ class WithinAuc:
     by_problem: FloatArray  # (P), NaN where a problem has no right trace or no wrong one
     num_pairs: NDArray[np.int64]  # (P)
     mean: float  # over the problems that have both; NaN where none has
-    mean_by_pairs: float  # the same, each problem counted by its pairs
 
 
 def auc_within(problems: Sequence[Sequence[ScoredTrace]], score: str, measure: str) -> WithinAuc:
@@ -202,6 +201,5 @@ def auc_within(problems: Sequence[Sequence[ScoredTrace]], score: str, measure: s
             aucs[number] = np.mean((right > wrong) + 0.5 * (right == wrong))
     both = num_pairs > 0
     if not both.any():
-        return WithinAuc(aucs, num_pairs, np.nan, np.nan)
-    by_pairs = float(np.average(aucs[both], weights=num_pairs[both]))
-    return WithinAuc(aucs, num_pairs, float(aucs[both].mean()), by_pairs)
+        return WithinAuc(aucs, num_pairs, np.nan)
+    return WithinAuc(aucs, num_pairs, float(aucs[both].mean()))

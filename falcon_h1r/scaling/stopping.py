@@ -33,8 +33,8 @@ class ConfidenceStops:
     def began(self, row: int, request: RolloutRequest, num_drawn: int) -> None:
         if num_drawn:
             raise ValueError(f"{request.key}: the confidence of tokens drawn elsewhere is not known")
-        limit = request.max_response_tokens or request.settings.max_response_tokens
-        self._make_room(row + 1, limit)
+        own = request.max_response_tokens
+        self._make_room(row + 1, request.settings.max_response_tokens if own is None else own)
         stop = self.stops.get(request.key)
         self._thresholds[row] = -np.inf if stop is None else stop.below
         self._by_sampled[row] = stop is not None and stop.measure == SAMPLED

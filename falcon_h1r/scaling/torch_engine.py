@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,17 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from falcon_h1r.data.tokenisation import encode_prompts
-from falcon_h1r.distributed.watch import StopRequested, Watch
+from falcon_h1r.distributed.watch import Watch
 from falcon_h1r.rollout.sampler import Prompt, RolloutKey, RolloutRequest
 from falcon_h1r.rollout.torch_sampler import TorchSampler
 from falcon_h1r.scaling.engine import ConfidenceSettings, DrawnTrace, TraceRequest
 from falcon_h1r.scaling.stopping import ConfidenceStops
-from falcon_h1r.types import InputError, Rollout
+from falcon_h1r.types import Rollout
 
 if TYPE_CHECKING:
     from transformers import FalconH1ForCausalLM, PreTrainedTokenizerBase
-
-LOOK_TOKENS = {"cpu": 1, "cuda": 8}  # decoded between two looks for a trace that has ended, as the sampler itself does
 
 
 class TorchEngine:
@@ -33,29 +31,23 @@ class TorchEngine:
         tokenizer: PreTrainedTokenizerBase,
         max_slots: int,
         confidence: ConfidenceSettings | None = None,
-        max_prompt_tokens: int | None = None,
         watch: Watch | None = None,
-        on_finished: Callable[[int], None] | None = None,
         use_graphs: bool = False,
         name: str = "a model in memory",
     ) -> None:
         """
         Args:
             name: of the model, for `description`.
-            max_prompt_tokens: a longer prompt is refused. None: any is taken.
-            on_finished: told the number of tokens of each trace that ended by itself or was stopped.
             use_graphs: see `TorchSampler`.
         """
-        self.tokenizer, self.confidence, self.max_prompt_tokens = tokenizer, confidence, max_prompt_tokens
+        self.tokenizer, self.confidence = tokenizer, confidence
         self._stops = None if confidence is None else ConfidenceStops(confidence)
         self.sampler = TorchSampler(
-            model, tokenizer, max_slots, on_finished, watch, use_graphs=use_graphs, overseer=self._stops
+            model, tokenizer, max_slots, watch=watch, use_graphs=use_graphs, overseer=self._stops
         )
-        self._look_tokens = LOOK_TOKENS.get(model.device.type, 1)
         dtype = str(model.dtype).removeprefix("torch.")
         self.description = f"torch sampler, {name}, {dtype}"
         self._prompts: dict[tuple[str, str, str], Prompt] = {}
-        self._under_way: set[RolloutKey] = set()
 
     @property
     def free_slots(self) -> int:
@@ -65,48 +57,34 @@ class TorchEngine:
         """See `TraceEngine.submit`.
 
         Raises:
-            InputError: where a prompt is too long.
             ValueError: where a key is there already, or a request with a stop comes to an engine that does not measure
                 what it stops by.
         """
-        wanted, stops, present = [], {}, set(self._under_way)
+        wanted, stops = [], {}
         for request in requests:
-            if request.key in present:
-                raise ValueError(f"{request.key} is under way already")
-            present.add(request.key)
             if request.stop is not None:
                 if self._stops is None or request.stop.measure not in self._stops.settings.measures:
                     raise ValueError(f"{request.key}: this engine does not measure {request.stop.measure!r}")
                 stops[request.key] = request.stop
             wanted.append(RolloutRequest(self._prompt_of(request), request.sample_index, request.settings))
+        self.sampler.submit(wanted)
         if self._stops is not None:
             self._stops.stops.update(stops)
-        self.sampler.submit(wanted)
-        self._under_way = present
 
     def _prompt_of(self, request: TraceRequest) -> Prompt:
         known = request.problem.uid, request.question, request.system_prompt
         if known not in self._prompts:
             asked = replace(request.problem, question=request.question)
             (ids,) = encode_prompts(self.tokenizer, [asked], request.system_prompt)
-            if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
-                raise InputError(
-                    f"evaluate.limits.prompt_tokens={self.max_prompt_tokens}: problem {request.problem.uid} has "
-                    f"{len(ids)} tokens"
-                )
             self._prompts[known] = Prompt(request.problem.uid, ids)
         return self._prompts[known]
 
     @torch.no_grad()
     def advance(self) -> list[DrawnTrace]:
         """See `TraceEngine.advance`."""
-        try:
-            while self._under_way:
-                if rollouts := self.sampler.advance(self._look_tokens):
-                    return self._drawn(rollouts)
-        except StopRequested:
-            self._under_way.clear()
-            raise
+        while not self.sampler.is_idle:
+            if rollouts := self.sampler.advance(self.sampler.burst_steps):
+                return self._drawn(rollouts)
         return []
 
     def abort(self, keys: Collection[RolloutKey] | None = None) -> list[DrawnTrace]:
@@ -114,7 +92,6 @@ class TorchEngine:
         return self._drawn(self.sampler.abort(keys))
 
     def _drawn(self, rollouts: list[Rollout]) -> list[DrawnTrace]:
-        self._under_way -= {(rollout.problem_uid, rollout.sample_index) for rollout in rollouts}
         return [
             DrawnTrace(
                 problem_uid=rollout.problem_uid,

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from falcon_h1r.benchmark.intervals import Setting, coverage
 from falcon_h1r.evaluation.intervals import estimate_mean, estimate_means, paired_difference
 from falcon_h1r.evaluation.metrics import (
     NO_ANSWER,
     curves,
     differences,
-    greedy_accuracy,
     ks_of_curves,
     maj_at_k_by_problem,
-    pass_at_1,
-    pass_at_k,
     pass_at_k_by_problem,
     summarise,
 )
@@ -111,12 +108,6 @@ def test_more_samples_than_k_are_several_votes() -> None:
 # Intervals
 
 
-def coverage(values: NDArray[np.float64], truth: float, seed: int) -> float:
-    """Share of simulated benchmarks, a column each, whose interval holds the truth. values: (P, simulations)."""
-    estimates = estimate_means(values, seed)
-    return float(np.mean([estimate.low <= truth <= estimate.high for estimate in estimates]))
-
-
 @pytest.mark.parametrize(
     ("num_problems", "num_samples", "alpha", "beta"),
     [(200, 8, 0.5, 1.0), (200, 1, 0.5, 1.0), (30, 16, 0.5, 1.0), (200, 16, 4.0, 0.5), (500, 4, 0.3, 1.5)],
@@ -125,17 +116,13 @@ def test_intervals_cover_the_truth_in_simulation(
     num_problems: int, num_samples: int, alpha: float, beta: float
 ) -> None:
     """1,000 benchmarks of Beta-distributed difficulty: 30 problems as AIME has, easy ones, hard ones, one sample."""
-    generator = np.random.default_rng(0)
-    chances = generator.beta(alpha, beta, size=(num_problems, 1000))
-    shares = generator.binomial(num_samples, chances) / num_samples
-    assert 0.93 <= coverage(shares, alpha / (alpha + beta), seed=0) <= 0.97
+    setting = Setting("", alpha, beta, num_samples)
+    assert 0.93 <= coverage(setting, num_problems, rounds=1, seed=0) <= 0.97
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(4.0, 0.5), (0.2, 2.0)])
 def test_near_the_bounds_few_problems_have_intervals_that_are_rather_too_wide(alpha: float, beta: float) -> None:
-    chances = np.random.default_rng(0).beta(alpha, beta, size=(30, 1000))
-    shares = np.random.default_rng(1).binomial(16, chances) / 16
-    assert coverage(shares, alpha / (alpha + beta), seed=0) >= 0.95
+    assert coverage(Setting("", alpha, beta, 16), 30, rounds=1, seed=0) >= 0.95
 
 
 def test_a_difference_s_interval_covers_it_in_simulation() -> None:
@@ -169,19 +156,19 @@ def test_few_problems_widen_the_interval_beyond_the_plain_percentiles() -> None:
 def test_resampling_samples_instead_of_problems_would_be_overconfident() -> None:
     chances = np.random.default_rng(0).beta(0.3, 0.3, size=(60, 1))
     correct = np.random.default_rng(1).random((60, 16)) < chances
-    by_problem = pass_at_1(correct, seed=0)
+    by_problem = estimate_mean(pass_at_k_by_problem(correct, 1), seed=0)
     by_sample = estimate_mean(correct.ravel().astype(float), seed=0)
     assert by_problem.high - by_problem.low > 1.5 * (by_sample.high - by_sample.low)
 
 
 def test_nothing_right_still_leaves_room_above_zero() -> None:
-    estimate = greedy_accuracy(np.zeros(100, dtype=bool), seed=0)
+    estimate = estimate_mean(np.zeros(100), seed=0)
     assert (estimate.value, estimate.low, estimate.n) == (0.0, 0.0, 100)
     assert estimate.high == pytest.approx(0.0362, abs=1e-4)  # Clopper-Pearson, 0 of 100
 
 
 def test_everything_right_still_leaves_room_below_one() -> None:
-    estimate = greedy_accuracy(np.ones(100, dtype=bool), seed=0)
+    estimate = estimate_mean(np.ones(100), seed=0)
     assert (estimate.value, estimate.high) == (1.0, 1.0)
     assert estimate.low == pytest.approx(1 - 0.0362, abs=1e-4)
 
@@ -190,7 +177,8 @@ def test_one_lucky_sample_does_not_make_a_narrower_interval_than_none() -> None:
     nothing = np.zeros((26, 8), dtype=bool)
     one = nothing.copy()
     one[0, 0] = True
-    assert pass_at_1(one, seed=0).high > pass_at_1(nothing, seed=0).high
+    lucky, unlucky = (estimate_mean(pass_at_k_by_problem(correct, 1), seed=0) for correct in (one, nothing))
+    assert lucky.high > unlucky.high
 
 
 def test_with_many_mixed_problems_the_interval_is_the_bootstrap_s() -> None:
@@ -205,9 +193,9 @@ def test_with_many_mixed_problems_the_interval_is_the_bootstrap_s() -> None:
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=20), st.integers(0, 5))
 def test_an_interval_is_ordered_within_bounds_and_reproducible(rows: list[list[bool]], seed: int) -> None:
     correct = np.array(rows)
-    estimate = pass_at_k(correct, 2, seed)
+    estimate = estimate_mean(pass_at_k_by_problem(correct, 2), seed)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
-    assert estimate == pass_at_k(correct, 2, seed)
+    assert estimate == estimate_mean(pass_at_k_by_problem(correct, 2), seed)
 
 
 def test_pairing_narrows_the_difference_of_two_models_on_hard_and_easy_problems() -> None:

@@ -259,7 +259,7 @@ def test_auc_by_hand() -> None:
     # 3 > 1, 3 > 0, 1 = 1 (half), 1 > 0: 3.5 of 4 pairs. Then 0 of 1.
     assert auc.by_problem == pytest.approx([3.5 / 4, 0.0, math.nan], nan_ok=True)
     assert auc.num_pairs.tolist() == [4, 1, 0]
-    assert (auc.mean, auc.mean_by_pairs) == (3.5 / 8, 3.5 / 5)
+    assert auc.mean == 3.5 / 8
 
 
 def test_a_score_that_ranks_problems_only_has_no_auc_within_them() -> None:
@@ -280,7 +280,7 @@ def test_auc_leaves_out_what_cannot_be_compared() -> None:
 
 def test_without_a_pair_there_is_no_auc() -> None:
     auc = auc_within([[judged(0, True, 1.0)], []], "mean", "top_k")
-    assert math.isnan(auc.mean) and math.isnan(auc.mean_by_pairs)
+    assert math.isnan(auc.mean)
 
 
 @pytest.mark.parametrize("score", SCORES)
